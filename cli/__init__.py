@@ -1,0 +1,37 @@
+"""The `dmq` command: one file a sub-command, no logic of its own."""
+
+from __future__ import annotations
+
+import typer
+
+from dmq_fx.cli.compile import compile_command
+from dmq_fx.cli.evaluate import evaluate_command
+from dmq_fx.cli.inspect import inspect_command
+from dmq_fx.cli.plan import plan_command
+from dmq_fx.cli.sample import sample_command
+from dmq_fx.cli.support import guarded, quiet
+from dmq_fx.cli.validate import validate
+
+app = typer.Typer(
+    name="dmq",
+    help="Compile quantization recipes for diffusion models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for name, command in (
+    ("plan", plan_command),
+    ("validate", validate),
+    ("compile", compile_command),
+    ("inspect", inspect_command),
+    ("sample", sample_command),
+    ("eval", evaluate_command),
+):
+    app.command(name)(guarded(command))
+
+
+def main() -> None:
+    """Entry point of the `dmq` script."""
+    quiet()
+    app()

@@ -1,0 +1,65 @@
+"""`dmq compile`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dmq_fx.cli.plan import DEFAULT_MODEL
+from dmq_fx.cli.support import DeviceOption, JsonOption, ModelOption, SetOption, print_json, progress
+from dmq_fx.errors import GateError
+
+
+def compile_command(
+    recipe: Annotated[str, typer.Argument(help="A recipe file or a library name such as ptq/w8a8.")],
+    model: ModelOption = DEFAULT_MODEL,
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder that the artifact is written to.")] = "out",
+    set_: SetOption = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the calibration; the recipe's if left out.")] = None,
+    device: DeviceOption = "cpu",
+    dtype: Annotated[str, typer.Option("--dtype", help="Type that the rest of the model computes in.")] = "float32",
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there already.")] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Also read .bin and .ckpt weights (tensors only).")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Compile a recipe for a model into an artifact.
+
+    Example: [bold]dmq compile ptq/w8a8 --model builtin:ddpm-mnist -o out[/]
+    """
+    from dmq_fx.compiler import compile
+    from dmq_fx.gates import describe_failures
+
+    with progress(enabled=not json) as show:
+        result = compile(
+            recipe,
+            model=model,
+            output=output,
+            overrides=set_ or (),
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            force=force,
+            allow_pickle=allow_pickle,
+            progress=show,
+        )
+    if json:
+        print_json(result.to_json())
+    else:
+        totals = result.plan.totals
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(
+            f"wrote {result.output}: {totals.quantized_sites} of {totals.sites} sites quantized, "
+            f"{totals.mean_weight_bits:.2f} bits a weight, {result.bytes / 1e6:.2f} MB, {result.seconds:.0f} s"
+        )
+        console.print(f"digest {result.digest}")
+    failed = tuple(gate for gate in result.gates if not gate.passed)
+    if failed:
+        raise GateError(
+            f"the compiled model does not meet its recipe's expectations: {describe_failures(failed)}",
+            where=str(result.output),
+            hint="the artifact was written and can be inspected",
+        )

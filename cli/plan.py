@@ -1,0 +1,49 @@
+"""`dmq plan`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dmq_fx.cli.support import JsonOption, ModelOption, SetOption, print_json
+
+DEFAULT_MODEL = "builtin:ddpm-mnist"
+
+
+def plan_command(
+    recipe: Annotated[str, typer.Argument(help="A recipe file or a library name such as ptq/w8a8.")],
+    model: ModelOption = DEFAULT_MODEL,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what a recipe makes of a model, without computing anything; needs no weights.
+
+    Example: [bold]dmq plan ptq/w4a8 --model builtin:ddpm-mnist[/]
+    """
+    from dmq_fx.compiler import plan
+    from dmq_fx.inspection import site_rows, site_table
+
+    made = plan(recipe, model=model, overrides=set_ or ())
+    if json:
+        print_json(made.to_json())
+        return
+    totals = made.totals
+    console = Console()
+    console.print(site_table(f"{recipe} on {model}", site_rows(made, {})))
+    console.print(
+        f"\n{totals.quantized_sites} of {totals.sites} sites quantized, "
+        f"{totals.quantized_parameters / 1e6:.2f} of {totals.parameters / 1e6:.2f} M parameters, "
+        f"{totals.mean_weight_bits:.2f} bits a weight on average",
+        highlight=False,
+    )
+    console.print(
+        f"about {totals.bytes / 1e6:.2f} MB of weights (full precision {totals.full_precision_bytes / 1e6:.2f} MB), "
+        f"{totals.macs / 1e9:.3f} GMACs and {totals.bops / 1e9:.1f} GBOPs a sample "
+        f"({totals.bops / totals.full_precision_bops:.1%} of full precision)",
+        highlight=False,
+    )
+    for note in dict.fromkeys(note for planned in made.sites for note in planned.notes):
+        count = sum(note in planned.notes for planned in made.sites)
+        console.print(f"note: {note} ({count} sites)", highlight=False)

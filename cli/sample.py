@@ -1,0 +1,58 @@
+"""`dmq sample`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dmq_fx.cli.support import (
+    BackendOption,
+    DeviceOption,
+    JsonOption,
+    OriginOption,
+    PromptOption,
+    print_json,
+    progress,
+)
+
+
+def sample_command(
+    artifact: Annotated[str, typer.Argument(help="Folder that dmq compile wrote.")],
+    samples: Annotated[int, typer.Option("-n", "--samples", min=1, max=4096, help="Images in the grid.")] = 64,
+    output: Annotated[str, typer.Option("--output", "-o", help="Picture that is written.")] = "grid.png",
+    steps: Annotated[int, typer.Option("--steps", min=1, max=1000, help="Sampler steps.")] = 20,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first image; image k has seed + k.")] = 0,
+    compare: Annotated[bool, typer.Option("--compare", help="Full precision beside it, same noise.")] = False,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images a forward.")] = 32,
+    prompt: PromptOption = None,
+    model: OriginOption = None,
+    backend: BackendOption = None,
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Sample a grid of images from an artifact.
+
+    Example: [bold]dmq sample out -n 64 -o grid.png --compare[/]
+    """
+    from dmq_fx.evaluate import open_pair, sample
+    from dmq_fx.images import save_grids
+    from dmq_fx.metrics import compare as compare_models
+    from dmq_fx.sampling import SamplerOptions
+
+    options = SamplerOptions(steps=steps, batch=batch, seed=seed, prompts=tuple(prompt or ()))
+    with progress(enabled=not json) as show:
+        show("loading", 0, 0)
+        pair = open_pair(artifact, model=model, backend=backend, device=device)
+        name = pair.opened.manifest.content["recipe"]["name"]
+        if compare:
+            _, exact, approximate = compare_models(pair.reference, pair.quantized, options, samples, show)
+            panels = [("full precision", exact), (name, approximate)]
+        else:
+            panels = [(name, sample(pair, samples, options, show))]
+    save_grids(output, panels)
+    if json:
+        print_json({"output": output, "samples": samples, "steps": steps, "seed": seed, "compare": compare})
+    else:
+        Console(highlight=False, soft_wrap=True).print(f"wrote {output}")

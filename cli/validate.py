@@ -1,0 +1,45 @@
+"""`dmq validate`: check recipes without a model."""
+
+from __future__ import annotations
+
+import json as json_module
+from typing import Annotated, Any
+
+import typer
+
+from dmq_fx.errors import RecipeError
+from dmq_fx.pass_api import PASSES
+from dmq_fx.recipe import problems_of, resolve
+
+
+def validate(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipe files or library names.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check recipes, with their parents, and print their digests or everything that is wrong with them.
+
+    Example: dmq validate recipe.yaml ptq/w8a8@^1
+    """
+    pass_options = {name: entry.Options for name, entry in PASSES}
+    reports = [_report(reference, pass_options) for reference in recipes]
+    if json:
+        reports_only = [{key: value for key, value in report.items() if key != "text"} for report in reports]
+        typer.echo(json_module.dumps({"recipes": reports_only}, indent=2))
+    else:
+        for report in reports:
+            typer.echo(report["text"], err=not report["ok"])
+    if not all(report["ok"] for report in reports):
+        raise typer.Exit(RecipeError.exit_code)
+
+
+def _report(reference: str, pass_options: dict[str, type]) -> dict[str, Any]:
+    """What is known of one recipe. `text` is the form for people."""
+    report: dict[str, Any] = {"reference": reference, "ok": False, "name": None, "version": None, "digest": None}
+    try:
+        resolved = resolve(reference, pass_options=pass_options)
+    except RecipeError as error:
+        errors = [{"where": one.where, "message": one.message, "hint": one.hint} for one in problems_of(error)]
+        return {**report, "errors": errors, "text": str(error)}
+    name, version, digest = resolved.recipe.name, resolved.recipe.version, resolved.digest
+    found = {"ok": True, "name": name, "version": version, "digest": digest, "errors": []}
+    return {**report, **found, "text": f"ok {name} {version} ({digest})"}

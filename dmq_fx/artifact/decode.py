@@ -1,0 +1,118 @@
+"""An artifact's contents as a quantized program again: the rewrites are replayed on a freshly traced graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmq_fx.artifact.encode import STATIC_SCALES, STATIC_ZERO_POINTS
+from dmq_fx.artifact.packing import unpack
+from dmq_fx.artifact.tensors import restore
+from dmq_fx.errors import ArtifactError
+from dmq_fx.numerics import IntegerGrid, QParams, QuantizedWeight
+from dmq_fx.planning import Plan, PlannedSite
+from dmq_fx.program import Program, convert_activations, convert_weights, insert_observers
+from dmq_fx.program.convert import SCALES, ZERO_POINTS
+from dmq_fx.program.graph_tools import get_tensor, set_buffer, tensor_names
+from dmq_fx.program.observe import TIMESTEPS
+from dmq_fx.recipe.language import ActivationSpec, WeightSpec
+from dmq_fx.sites import Site
+from dmq_fx.tracing import TracedModel
+
+DAMAGED = "the artifact is damaged, or was written by another version of dmq; compile the recipe again"
+
+
+def decode_program(
+    traced: TracedModel, sites: tuple[Site, ...], table: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
+) -> Program:
+    """The program that `encode_sites` and `encode_tensors` wrote, on a graph traced again (on any device).
+
+    Raises ArtifactError, at `where`, if table, tensors and graph do not fit together.
+    """
+    try:
+        plan = Plan(tuple(_planned(row, sites, table) for row in table["sites"]), int(table["parameters"]))
+        timesteps = tensors[TIMESTEPS].float() if TIMESTEPS in tensors else torch.zeros(int(table["slots"]))
+        program = Program(traced, plan, timesteps)
+        insert_observers(program, lambda spec, slots, site: nn.Identity())
+        program.qparams = _qparams(program, tensors)
+        weights = {p.site.weight: _weight(p, tensors) for p in plan.sites if p.weight and p.site.weight}
+        convert_activations(program)
+        convert_weights(program, weights)
+        _fill(program, table, tensors)
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise ArtifactError(f"its parts do not fit together ({error!r})", where=where, hint=DAMAGED) from error
+    return program
+
+
+def _planned(row: Mapping[str, Any], sites: tuple[Site, ...], table: Mapping[str, Any]) -> PlannedSite:
+    site = next((site for site in sites if site.name == row["name"]), None)
+    if site is None:
+        raise ArtifactError(f"the model has no site {row['name']!r}", hint=DAMAGED)
+    precision = table["schemes"][row["precision"]] if "precision" in row else {"weight": None, "activation": None}
+    return PlannedSite(
+        site=site,
+        rule=row.get("rule"),
+        scheme=row["scheme"],
+        weight=WeightSpec(**precision["weight"]) if precision["weight"] else None,
+        activation=ActivationSpec(**precision["activation"]) if precision["activation"] else None,
+        passes=tuple(row.get("passes", ())),
+        notes=tuple(row.get("notes", ())),
+    )
+
+
+def _qparams(program: Program, tensors: Mapping[str, Tensor]) -> dict[int, QParams]:
+    found: dict[int, QParams] = {}
+    dynamic = [a for a in program.activations if a.spec.per_timestep]
+    static = [a for a in program.activations if not a.spec.per_timestep]
+    for column, activation in enumerate(dynamic):
+        found[activation.index] = QParams(
+            tensors[SCALES][:, column].float(), tensors[ZERO_POINTS][:, column].to(torch.int64)
+        )
+    for row, activation in enumerate(static):
+        found[activation.index] = QParams(
+            tensors[STATIC_SCALES][row : row + 1].float(), tensors[STATIC_ZERO_POINTS][row : row + 1].to(torch.int64)
+        )
+    return found
+
+
+def _weight(planned: PlannedSite, tensors: Mapping[str, Tensor]) -> QuantizedWeight:
+    assert planned.weight is not None
+    name = planned.site.weight or ""
+    grid = IntegerGrid(planned.weight.bits, planned.weight.symmetric)
+    scale = tensors[f"{name}_scale"].float()
+    stored = tensors.get(f"{name}_zero_point")
+    if stored is None and not grid.symmetric:
+        raise KeyError(f"{name}_zero_point")
+    zero_point = torch.zeros_like(scale, dtype=torch.int64) if stored is None else stored.to(torch.int64)
+    integers = unpack(tensors[name], grid.bits, planned.site.shape, offset=grid.qmin, dtype=grid.dtype)
+    return QuantizedWeight(integers, scale, zero_point, grid)
+
+
+def _fill(program: Program, table: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Put real tensors where the traced graph has placeholders."""
+    module = program.graph_module
+    for name in tensor_names(module):
+        owner, _, kind = name.rpartition("_")
+        if name in program.weights:
+            value = program.weights[name].integers
+        elif kind == "scale" and owner in program.weights:
+            value = program.weights[owner].scale
+        elif name.endswith("_zero_point") and name.removesuffix("_zero_point") in program.weights:
+            value = program.weights[name.removesuffix("_zero_point")].zero_point
+        else:
+            value = _full_precision(module, name, table, tensors)
+        set_buffer(module, name, value)
+
+
+def _full_precision(module: nn.Module, name: str, table: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+    """A stored tensor in the type that the graph has it in, its shape checked against the graph's."""
+    expected = get_tensor(module, name)
+    stored = tensors[name]
+    if stored.shape != expected.shape:
+        raise ArtifactError(f"tensor {name!r} has shape {list(stored.shape)}, the model {list(expected.shape)}")
+    if name not in table["dtypes"]:
+        return stored
+    return restore(stored, getattr(torch, table["dtypes"][name]))

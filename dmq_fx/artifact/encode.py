@@ -1,0 +1,96 @@
+"""A quantized program as the contents of an artifact: packed tensors and the table of what was done to each site."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmq_fx.artifact.packing import pack
+from dmq_fx.artifact.tensors import narrow
+from dmq_fx.planning import PlannedSite
+from dmq_fx.program.convert import SCALES, ZERO_POINTS
+from dmq_fx.program.graph_tools import get_tensor, tensor_names
+from dmq_fx.program.observe import TIMESTEPS
+from dmq_fx.program.program import Program
+
+STATIC_SCALES = "dmq.static_scale"
+STATIC_ZERO_POINTS = "dmq.static_zero_point"
+
+
+def encode_tensors(program: Program) -> dict[str, Tensor]:
+    """Every tensor that the graph reads, as small as it gets without loss, by its name in the graph.
+
+    Weights are packed to their bits ([bytes], uint8); zero points of symmetric weights are left out; other
+    tensors are narrowed where no value changes. Static activations have one scale and zero point each.
+    """
+    module = program.graph_module
+    tensors: dict[str, Tensor] = {}
+    for name in tensor_names(module):
+        if name in program.weights:
+            grid = program.weights[name].grid
+            tensors[name] = pack(get_tensor(module, name), grid.bits, offset=grid.qmin)
+        elif not _implied(program, name):
+            tensors[name] = narrow(get_tensor(module, name))
+    static = [program.qparams[a.index] for a in program.activations if not a.spec.per_timestep]
+    if static:
+        tensors[STATIC_SCALES] = torch.cat([found.scale for found in static])
+        tensors[STATIC_ZERO_POINTS] = narrow(torch.cat([found.zero_point for found in static]))
+    return tensors
+
+
+def _implied(program: Program, name: str) -> bool:
+    """A zero point that is zero because its weight is symmetric."""
+    weight, _, kind = name.rpartition("_zero_point")
+    return not kind and weight in program.weights and program.weights[weight].grid.symmetric
+
+
+def encode_sites(program: Program, errors: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The content of `quantization.json`.
+
+    errors: measured numbers by site, such as `sqnr_db`. Precisions are listed once and referred to by position.
+    `dtypes` holds the type of the tensors that were stored narrower than the graph has them.
+    """
+    schemes: list[dict[str, Any]] = []
+    sites = [_site(planned, schemes, errors.get(planned.name, {})) for planned in program.plan.sites]
+    module = program.graph_module
+    dtypes: dict[str, str] = {}
+    for name in tensor_names(module):
+        tensor = get_tensor(module, name)
+        if name not in program.weights and not _implied(program, name) and narrow(tensor).dtype != tensor.dtype:
+            dtypes[name] = str(tensor.dtype).removeprefix("torch.")
+    return {
+        "parameters": program.plan.parameters,
+        "slots": len(program.timesteps),
+        "tables": [name for name in (TIMESTEPS, SCALES, ZERO_POINTS) if name in tensor_names(module)],
+        "schemes": schemes,
+        "sites": sites,
+        "biases": sorted(program.biases),
+        "dtypes": dtypes,
+    }
+
+
+def _site(planned: PlannedSite, schemes: list[dict[str, Any]], errors: dict[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": planned.name,
+        "op": planned.site.op,
+        "roles": list(planned.site.roles),
+        "shape": list(planned.site.shape),
+        "macs": planned.site.macs,
+        "scheme": planned.scheme,
+    }
+    if planned.rule:
+        row["rule"] = planned.rule
+    if planned.quantized:
+        precision = {
+            "weight": asdict(planned.weight) if planned.weight else None,
+            "activation": asdict(planned.activation) if planned.activation else None,
+        }
+        if precision not in schemes:
+            schemes.append(precision)
+        row |= {"precision": schemes.index(precision), "passes": list(planned.passes), "bytes": planned.bytes}
+    if planned.notes:
+        row["notes"] = list(planned.notes)
+    return row | errors

@@ -1,0 +1,117 @@
+"""Write a compiled program as an artifact, and read one back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmq_fx.artifact.container import read_manifest, verify_files, write_artifact
+from dmq_fx.artifact.decode import decode_program
+from dmq_fx.artifact.encode import encode_sites, encode_tensors
+from dmq_fx.artifact.manifest import Manifest, canonical_json
+from dmq_fx.artifact.tensors import load_tensors, save_tensors
+from dmq_fx.errors import ArtifactError
+from dmq_fx.models import LoadedModel, build_denoiser
+from dmq_fx.program import Program
+from dmq_fx.roles import find_sites
+from dmq_fx.tracing import graph_fingerprint, trace
+
+TENSORS = "model.safetensors"
+SITES = "quantization.json"
+CONFIG = "config.json"
+LOCK = "recipe.lock.yaml"
+REPORT = "report.json"
+REPORT_HTML = "report.html"
+FILES = (TENSORS, SITES, CONFIG, LOCK, REPORT, REPORT_HTML)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An artifact whose files were checked: its manifest and its JSON parts."""
+
+    path: Path
+    manifest: Manifest
+    sites: dict[str, Any]
+    config: dict[str, Any]
+    report: dict[str, Any]
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Where the model came from: origin, component, class_name, fingerprint, compute_dtype."""
+        return self.manifest.content["model"]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the folder's files."""
+        return sum(record.size for record in self.manifest.files)
+
+
+def save_program(
+    program: Program,
+    loaded: LoadedModel,
+    *,
+    path: Path,
+    content: Mapping[str, Any],
+    lock: str,
+    errors: Mapping[str, dict[str, Any]],
+    report: Mapping[str, Any],
+    html: str,
+    overwrite: bool,
+) -> Manifest:
+    """Write the artifact; content: what the manifest says of model and recipe. Raises ArtifactError."""
+    tensors = encode_tensors(program)
+    config = {"_class_name": loaded.class_name, **loaded.config}
+    return write_artifact(
+        path,
+        {
+            TENSORS: lambda file: save_tensors(file, tensors),
+            SITES: canonical_json(encode_sites(program, dict(errors))) + "\n",
+            CONFIG: json.dumps(config, indent=2, sort_keys=True) + "\n",
+            LOCK: lock,
+            REPORT: canonical_json(report) + "\n",
+            REPORT_HTML: html,
+        },
+        {**content, "graph": graph_fingerprint(program.traced.graph_module)},
+        overwrite=overwrite,
+    )
+
+
+def open_artifact(path: Path | str) -> Opened:
+    """Check every file of the artifact and read what it says; raises ArtifactError."""
+    path = Path(path)
+    manifest = read_manifest(path)
+    verify_files(path, manifest)
+    for name in FILES:
+        if manifest.record(name) is None:
+            raise ArtifactError(f"the artifact has no {name}", where=str(path), hint="compile the recipe again")
+    return Opened(path, manifest, *(json.loads((path / name).read_text("utf-8")) for name in (SITES, CONFIG, REPORT)))
+
+
+def load_program(opened: Opened, denoiser: torch.nn.Module | None = None) -> tuple[Program, torch.nn.Module]:
+    """Trace the artifact's model again and replay its rewrites.
+
+    denoiser: the original module, needed where its class is not one of diffusers'. Returns the program and the
+    module that was traced (on the meta device if it was built here). Raises ArtifactError.
+    """
+    class_name = opened.model["class_name"]
+    dtype = getattr(torch, opened.model["compute_dtype"])
+    if denoiser is None:
+        denoiser = build_denoiser(class_name, opened.config, dtype=dtype, where=str(opened.path / CONFIG))
+    traced = trace(denoiser)
+    if graph_fingerprint(traced.graph_module) != opened.manifest.content["graph"]:
+        raise ArtifactError(
+            "the model's graph is not the one that was compiled",
+            where=str(opened.path),
+            hint=f"it was compiled with {_versions(opened)}; install those, or compile the recipe again",
+        )
+    tensors = load_tensors(opened.path / TENSORS)
+    return decode_program(traced, find_sites(traced), opened.sites, tensors, str(opened.path)), denoiser
+
+
+def _versions(opened: Opened) -> str:
+    return ", ".join(f"{name} {version}" for name, version in opened.manifest.content["environment"].items())

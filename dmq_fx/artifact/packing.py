@@ -1,0 +1,114 @@
+"""Bit packing: the one place that knows how integers of 1 to 8 bits lie in bytes.
+
+Eight consecutive values form a group, and a group of `bits`-bit values takes exactly `bits` bytes. Read as a
+little-endian integer, a group holds value i at bit `i * bits`; what is stored is `value - offset`. A last group
+that is not full is filled up with zeros. At 8 bits this is the plain bytes, at 4 bits the usual nibbles, low first.
+
+Both directions work in chunks: the memory beside input and output does not depend on the number of values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from dmq_fx.errors import ArtifactError, DmqError, InternalError
+
+GROUP = 8
+"""Values in a group: the smallest number that fills whole bytes at every width."""
+
+CHUNK_VALUES = 2**20
+"""Values worked on at once; a multiple of GROUP. About 10 MB of scratch memory."""
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def packed_size(count: int, bits: int) -> int:
+    """Bytes that `count` values of `bits` bits take: `ceil(count / 8) * bits`."""
+    _check_bits(bits, InternalError)
+    if count < 0:
+        raise InternalError(f"a number of values cannot be negative: {count}")
+    return -(-count // GROUP) * bits
+
+
+def pack(values: torch.Tensor, bits: int, *, offset: int) -> torch.Tensor:
+    """Pack integers of any shape, in row-major order, into uint8 [packed_size(values.numel(), bits)].
+
+    `offset` is the smallest value that can be stored, `offset + 2**bits - 1` the largest. Raises InternalError for
+    a value outside of that, and for a dtype that is not one of the signed integers or uint8.
+    """
+    _check_bits(bits, InternalError)
+    if values.dtype not in _INTEGERS:
+        raise InternalError(f"only integers can be packed, not {values.dtype}")
+    flat = values.detach().cpu().reshape(-1).numpy()
+    if flat.size:
+        lowest, highest = int(flat.min()), int(flat.max())
+        if lowest < offset or highest > offset + 2**bits - 1:
+            raise InternalError(
+                f"values in [{lowest}, {highest}] do not fit in {bits} bits from {offset}: "
+                f"the range is [{offset}, {offset + 2**bits - 1}]"
+            )
+    packed = np.empty(packed_size(flat.size, bits), dtype=np.uint8)
+    for start in range(0, flat.size, CHUNK_VALUES):
+        chunk = flat[start : start + CHUNK_VALUES].astype(np.int64) - offset
+        groups = np.zeros((-(-chunk.size // GROUP), GROUP), dtype="<u8")
+        groups.reshape(-1)[: chunk.size] = chunk
+        word = np.zeros(len(groups), dtype="<u8")
+        for i in range(GROUP):
+            word |= groups[:, i] << np.uint64(i * bits)
+        first = start // GROUP * bits
+        packed[first : first + len(groups) * bits] = word.view(np.uint8).reshape(-1, GROUP)[:, :bits].reshape(-1)
+    return torch.from_numpy(packed)
+
+
+def unpack(
+    packed: torch.Tensor, bits: int, shape: Sequence[int], *, offset: int, dtype: torch.dtype = torch.int64
+) -> torch.Tensor:
+    """The integers that `pack` was given, as `dtype` [*shape]; `packed` is uint8 [packed_size(numel, bits)].
+
+    Raises ArtifactError if `packed` cannot be what `pack` writes for this shape and width (another dtype, another
+    length, padding that is not zero), InternalError if `dtype` cannot hold every value of the range.
+    """
+    _check_bits(bits, ArtifactError)
+    if dtype not in _INTEGERS:
+        raise InternalError(f"integers are unpacked into an integer dtype, not into {dtype}")
+    limits = torch.iinfo(dtype)
+    if offset < limits.min or offset + 2**bits - 1 > limits.max:
+        raise InternalError(f"{dtype} cannot hold the range [{offset}, {offset + 2**bits - 1}]")
+    if any(size < 0 for size in shape):
+        raise ArtifactError(f"a shape cannot have a negative size: {list(shape)}")
+    count = math.prod(shape)
+    if packed.dtype != torch.uint8 or packed.dim() != 1:
+        raise ArtifactError(
+            f"packed values must be one-dimensional uint8, got {packed.dtype} of shape {list(packed.shape)}"
+        )
+    if packed.numel() != packed_size(count, bits):
+        raise ArtifactError(
+            f"{count} values of {bits} bits (shape {list(shape)}) take {packed_size(count, bits)} bytes, "
+            f"got {packed.numel()}"
+        )
+    stored = packed.detach().cpu().numpy()
+    values = torch.empty(count, dtype=dtype)
+    into = values.numpy()
+    for start in range(0, count, CHUNK_VALUES):
+        size = min(CHUNK_VALUES, count - start)
+        groups = np.zeros((-(-size // GROUP), GROUP), dtype=np.uint8)
+        first = start // GROUP * bits
+        groups[:, :bits] = stored[first : first + len(groups) * bits].reshape(-1, bits)
+        word = groups.reshape(-1).view("<u8")
+        chunk = np.empty((len(groups), GROUP), dtype=np.int64)
+        for i in range(GROUP):
+            chunk[:, i] = (word >> np.uint64(i * bits)) & np.uint64(2**bits - 1)
+        flat = chunk.reshape(-1)
+        if flat[size:].any():
+            raise ArtifactError(f"the padding after {count} values of {bits} bits is not zero")
+        into[start : start + size] = flat[:size] + offset
+    return values.reshape(tuple(shape))
+
+
+def _check_bits(bits: int, error: type[DmqError]) -> None:
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
+        raise error(f"packing knows 1 to 8 bits, not {bits!r}")

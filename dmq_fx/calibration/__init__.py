@@ -1,0 +1,1 @@
+"""Calibration: the denoiser's real inputs, kept and streamed."""

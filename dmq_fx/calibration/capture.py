@@ -1,0 +1,93 @@
+"""Calibration inputs: what the denoiser sees while the model's own sampler runs in full precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmq_fx.calibration.store import CalibrationCache, CalibrationSet
+from dmq_fx.errors import CalibrationError
+from dmq_fx.models import LoadedModel
+from dmq_fx.recipe.language import Calibration
+from dmq_fx.sampling import Sampler, SamplerOptions, watch_inputs
+from dmq_fx.tracing import TracedModel, bind_inputs
+
+Progress = Callable[[str, int, int], None]
+
+
+def calibration_set(
+    loaded: LoadedModel,
+    traced: TracedModel,
+    calibration: Calibration,
+    *,
+    fingerprint: str,
+    cache: CalibrationCache,
+    progress: Progress,
+) -> CalibrationSet:
+    """The inputs for `calibration`, from the cache or sampled now.
+
+    The key covers everything that decides them: the model's fingerprint, the scheduler with its configuration,
+    steps, samples, batch, prompts and seed.
+    """
+    sampler = Sampler(loaded, SamplerOptions.of(calibration))
+    key = cache.key_of(
+        model=fingerprint,
+        inputs=list(traced.input_paths),
+        scheduler={"class": type(sampler.scheduler).__name__, **_plain(dict(sampler.scheduler.config))},
+        **_plain(asdict(calibration)),
+    )
+    found = cache.get(key)
+    if found is not None:
+        return found
+    return _capture(sampler, traced, calibration, key, cache, progress)
+
+
+def _capture(
+    sampler: Sampler,
+    traced: TracedModel,
+    calibration: Calibration,
+    key: str,
+    cache: CalibrationCache,
+    progress: Progress,
+) -> CalibrationSet:
+    steps: list[dict[str, Tensor]] = []
+    total = -(-calibration.samples // calibration.batch)
+
+    def keep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensors = bind_inputs(traced, args, kwargs)
+        steps.append({name: t.detach().cpu().clone() for name, t in zip(traced.input_paths, tensors, strict=True)})
+
+    with cache.writer(key, metadata={"batches": total}) as writer, watch_inputs(sampler.loaded.denoiser, keep):
+        for index, _ in enumerate(sampler.run(calibration.samples)):
+            if not steps:
+                raise CalibrationError("the sampler never called the denoiser", where=sampler.loaded.origin)
+            if index == 0 and traced.timestep is not None:
+                writer.update_metadata(timesteps=step_timesteps(traced, steps))
+            writer.add_batch(index, steps)
+            steps.clear()
+            progress("sampling", index + 1, total)
+    found = cache.get(key)
+    if found is None:
+        raise CalibrationError("the calibration set could not be read back", where=str(cache.root))
+    return found
+
+
+def step_timesteps(traced: TracedModel, steps: list[dict[str, Tensor]]) -> list[float]:
+    """The model timestep of every sampler step, in the order they are visited (a step has one for all samples)."""
+    path = next(entry.path for entry in traced.inputs if entry.name == traced.timestep)
+    return torch.cat([step[path].float().reshape(-1)[:1] for step in steps]).tolist()
+
+
+def _plain(value: Any) -> Any:
+    """JSON values only: what cannot be one (arrays of a scheduler's configuration) is spelled out."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items() if not str(key).startswith("_")}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    return repr(value)

@@ -1,0 +1,232 @@
+"""From a recipe and a model to an artifact: the one place where all parts meet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dmq_fx.artifact.container import check_target
+from dmq_fx.artifact.folder import open_artifact, save_program
+from dmq_fx.backend_api import BACKENDS
+from dmq_fx.calibration.capture import calibration_set
+from dmq_fx.calibration.errors_by_site import output_sqnr, weight_sqnr
+from dmq_fx.calibration.store import CalibrationCache, CalibrationSet
+from dmq_fx.environment import package_versions
+from dmq_fx.errors import ModelError
+from dmq_fx.gates import GATE_SAMPLES, MEASURED_BY_SAMPLING, GateResult, check_gates
+from dmq_fx.inspection import site_rows, site_table_html
+from dmq_fx.load import load_opened
+from dmq_fx.metrics import Evaluation, compare
+from dmq_fx.models import LoadedModel, fingerprint, load_denoiser_on_meta, load_model
+from dmq_fx.pass_api import PASSES
+from dmq_fx.pipeline import run_passes
+from dmq_fx.planning import Plan, make_plan
+from dmq_fx.program import PassContext, Program
+from dmq_fx.recipe import ResolvedRecipe, lock_document, lock_text, resolve
+from dmq_fx.roles import find_sites
+from dmq_fx.sampling import SamplerOptions
+from dmq_fx.tracing import TracedModel, trace
+
+DEFAULT_MODEL = "builtin:ddpm-mnist"
+Progress = Callable[[str, int, int], None]
+ModelSource = str | Path | nn.Module | Any
+"""A `--model` string, a module, or a diffusers pipeline."""
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """What a compile made. seconds: wall time; bytes: size of the artifact's files; gates: of `expect:`."""
+
+    output: Path
+    digest: str
+    seconds: float
+    plan: Plan
+    bytes: int
+    gates: tuple[GateResult, ...]
+    evaluation: Evaluation | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `dmq compile --json` prints."""
+        totals = self.plan.totals
+        return {
+            "output": str(self.output),
+            "digest": self.digest,
+            "seconds": round(self.seconds, 3),
+            "sites": totals.sites,
+            "quantized_sites": totals.quantized_sites,
+            "mean_weight_bits": totals.mean_weight_bits,
+            "bytes": self.bytes,
+            "gates": [vars(gate) for gate in self.gates],
+        }
+
+
+def resolve_recipe(recipe: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> ResolvedRecipe:
+    """Resolve a recipe with the options of every installed pass; `seed` is an override of `calibration.seed`."""
+    if seed is not None:
+        overrides = (*overrides, f"calibration.seed={seed}")
+    options = {name: entry.Options for name, entry in PASSES}
+    return resolve(recipe, overrides=tuple(overrides), pass_options=options)
+
+
+def plan(
+    recipe: str | Path,
+    *,
+    model: ModelSource = DEFAULT_MODEL,
+    overrides: Sequence[str] = (),
+    inputs: dict[str, Any] | None = None,
+) -> Plan:
+    """What `recipe` makes of `model`, without weights: a string source is built from its config alone."""
+    resolved = resolve_recipe(recipe, overrides)
+    loaded = load_denoiser_on_meta(model) if isinstance(model, (str, Path)) else load_model(model)
+    traced = trace(loaded.denoiser, inputs)
+    return make_plan(resolved.recipe, find_sites(traced), traced)
+
+
+def compile(
+    recipe: str | Path,
+    *,
+    model: ModelSource = DEFAULT_MODEL,
+    output: str | Path,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    force: bool = False,
+    allow_pickle: bool = False,
+    inputs: dict[str, Any] | None = None,
+    cache: CalibrationCache | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> CompileResult:
+    """Compile `recipe` for `model` into an artifact at `output`.
+
+    recipe: a file or a library name. model: a `--model` string, a module or a pipeline. overrides: `key.path=value`.
+    dtype: type that the rest of the model computes in. force: replace an artifact that is there. inputs: example
+    inputs of a module whose class is not known. progress: called with (what, done, total; total 0 if unknown).
+    Gates of `expect:` are measured and returned, not raised: `CompileResult.gates`.
+    Raises RecipeError, ModelError, TraceError, CalibrationError, ArtifactError.
+    """
+    started = time.perf_counter()
+    target = check_target(Path(output), overwrite=force)
+    resolved = resolve_recipe(recipe, overrides, seed)
+    BACKENDS.get(resolved.recipe.backend)
+    progress("loading the model", 0, 0)
+    loaded = load_model(model, dtype=getattr(torch, dtype), device=device, allow_pickle=allow_pickle)
+    if not loaded.has_weights:
+        raise ModelError("this model has no weights", where=loaded.origin, hint="`dmq plan` needs none; compile does")
+    progress("tracing", 0, 0)
+    traced = trace(loaded.denoiser, inputs)
+    made = make_plan(resolved.recipe, find_sites(traced), traced)
+    identity = fingerprint(loaded.denoiser)
+    found = _calibration(loaded, traced, resolved, made, identity, cache or CalibrationCache(), progress)
+    timesteps = torch.tensor(list(dict.fromkeys(found.timesteps)) if found else [], dtype=torch.float32)
+    program = Program(traced, made, timesteps)
+    context = PassContext(found, resolved.recipe.calibration.seed, torch.device(device), progress)
+    pass_reports = run_passes(program, resolved.recipe.passes, context)
+    errors = _errors(program, context)
+    content = _content(loaded, resolved, identity, dtype)
+    lock = lock_document(
+        resolved, model=content["model"], environment=content["environment"], seed=resolved.recipe.calibration.seed
+    )
+    progress("writing", 0, 0)
+    manifest = save_program(
+        program,
+        loaded,
+        path=target,
+        content=content,
+        lock=lock_text(lock),
+        errors=errors,
+        report={"passes": pass_reports, "timesteps": timesteps.tolist(), "totals": vars(made.totals)},
+        html=site_table_html(resolved.recipe.name, site_rows(made, errors)),
+        overwrite=force,
+    )
+    size = sum(record.size for record in manifest.files)
+    gates, evaluation = _gates(target, loaded, resolved, made, size, device, progress)
+    seconds = time.perf_counter() - started
+    return CompileResult(target, manifest.digest, seconds, made, size, gates, evaluation)
+
+
+def _calibration(
+    loaded: LoadedModel,
+    traced: TracedModel,
+    resolved: ResolvedRecipe,
+    made: Plan,
+    identity: str,
+    cache: CalibrationCache,
+    progress: Progress,
+) -> CalibrationSet | None:
+    """Calibration inputs, if anything needs them: activation ranges or passes."""
+    if not made.needs_calibration and not resolved.recipe.passes:
+        return None
+    return calibration_set(
+        loaded, traced, resolved.recipe.calibration, fingerprint=identity, cache=cache, progress=progress
+    )
+
+
+def _errors(program: Program, context: PassContext) -> dict[str, dict[str, Any]]:
+    """Measured errors by site: of its weight, and of its output over one calibration batch."""
+    errors: dict[str, dict[str, Any]] = {name: {"weight_sqnr_db": v} for name, v in weight_sqnr(program).items()}
+    if context.calibration is not None:
+        steps = len(context.calibration.timesteps) or 0
+        outputs = output_sqnr(
+            program,
+            context.calibration,
+            device=context.device,
+            limit=1,
+            progress=lambda done: context.progress("measuring sites", done, steps),
+        )
+        for name, value in outputs.items():
+            errors.setdefault(name, {})["sqnr_db"] = value
+    return errors
+
+
+def _content(loaded: LoadedModel, resolved: ResolvedRecipe, identity: str, dtype: str) -> dict[str, Any]:
+    """What the manifest says of model, recipe and environment."""
+    return {
+        "model": {
+            "origin": loaded.origin,
+            "component": loaded.component,
+            "class_name": loaded.class_name,
+            "fingerprint": identity,
+            "compute_dtype": dtype,
+        },
+        "recipe": {"name": resolved.recipe.name, "version": resolved.recipe.version, "digest": resolved.digest},
+        "backend": resolved.recipe.backend,
+        "environment": package_versions(),
+    }
+
+
+def _gates(
+    target: Path,
+    loaded: LoadedModel,
+    resolved: ResolvedRecipe,
+    made: Plan,
+    size: int,
+    device: str,
+    progress: Progress,
+) -> tuple[tuple[GateResult, ...], Evaluation | None]:
+    expect = resolved.recipe.expect
+    if not expect:
+        return (), None
+    opened = open_artifact(target)
+    tensors = opened.manifest.record("model.safetensors")
+    measured: dict[str, float] = {
+        "weight_megabytes": (tensors.size if tensors else 0) / 1e6,
+        "megabytes": size / 1e6,
+        "mean_weight_bits": made.totals.mean_weight_bits,
+        "bops": float(made.totals.bops),
+    }
+    evaluation = None
+    if MEASURED_BY_SAMPLING & set(expect):
+        quantized = load_opened(opened, device=device)
+        options = SamplerOptions.of(resolved.recipe.calibration)
+        evaluation, _, _ = compare(loaded, quantized, options, GATE_SAMPLES, progress)
+        measured["trajectory_mse"] = sum(evaluation.trajectory_mse) / len(evaluation.trajectory_mse)
+        measured["final_mse"] = evaluation.final_mse
+        measured["final_psnr"] = float("inf") if evaluation.final_psnr is None else evaluation.final_psnr
+    return check_gates(expect, measured), evaluation

@@ -1,0 +1,57 @@
+"""Grids of samples as pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from dmq_fx.errors import DmqError
+
+MARGIN = 8
+CAPTION = 22
+TARGET = 96
+"""Smallest width that a picture of a grid is enlarged to, by whole factors, so that 32 pixels can be seen."""
+
+
+def save_grids(path: str | Path, panels: Sequence[tuple[str, Tensor]]) -> None:
+    """Write panels side by side, each a caption and a square-ish grid of its images, as one picture.
+
+    panels: (caption, images [n, channels, height, width] in 0..1, 1 or 3 channels). Raises DmqError for
+    images that cannot be shown or a path that cannot be written.
+    """
+    grids = [(caption, _grid(images)) for caption, images in panels]
+    width = sum(grid.width for _, grid in grids) + MARGIN * (len(grids) + 1)
+    height = max(grid.height for _, grid in grids) + CAPTION + MARGIN
+    canvas = Image.new("RGB", (width, height), "white")
+    draw, font, left = ImageDraw.Draw(canvas), ImageFont.load_default(14), MARGIN
+    for caption, grid in grids:
+        draw.text((left, 3), caption, fill="black", font=font)
+        canvas.paste(grid, (left, CAPTION))
+        left += grid.width + MARGIN
+    try:
+        canvas.save(path)
+    except (OSError, ValueError) as error:
+        raise DmqError(f"cannot write the picture: {error}", where=str(path), hint="use a path ending in .png") from None
+
+
+def _grid(images: Tensor) -> Image.Image:
+    if images.dim() != 4 or images.shape[1] not in (1, 3):
+        raise DmqError(
+            f"samples of shape {list(images.shape)} are no pictures",
+            hint="only pipelines that end in images with 1 or 3 channels can be shown; `dmq eval` works for all",
+        )
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    factor = max(1, round(TARGET / images.shape[3])) if images.shape[3] < TARGET else 1
+    pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
+    height, width = images.shape[2] * factor, images.shape[3] * factor
+    canvas = Image.new("RGB", (columns * (width + 2) - 2, rows * (height + 2) - 2), "white")
+    for index, picture in enumerate(pixels):
+        tile = Image.fromarray(picture.contiguous().numpy()).resize((width, height), Image.Resampling.NEAREST)
+        canvas.paste(tile, ((index % columns) * (width + 2), (index // columns) * (height + 2)))
+    return canvas

@@ -1,0 +1,83 @@
+"""What was done to every site, as rows for terminals, files and scripts."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dmq_fx.planning import Plan
+
+
+def scheme_text(weight: Mapping[str, Any] | None, activation: Mapping[str, Any] | None, slots: int = 0) -> str:
+    """A precision in short, such as `W4 per_channel asym mse · A8 per_tensor asym ema_minmax x20`."""
+    parts = []
+    for letter, spec in (("W", weight), ("A", activation)):
+        if spec:
+            words = [f"{letter}{spec['bits']}", spec["granularity"], "sym" if spec["symmetric"] else "asym", spec["range"]]
+            if spec.get("per_timestep"):
+                words.append(f"x{slots}" if slots else "per timestep")
+            parts.append(" ".join(words))
+    return " · ".join(parts) or "full precision"
+
+
+def site_rows(plan: Plan, errors: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The plan's rows with what was measured."""
+    return [row | errors.get(row["name"], {}) for row in plan.to_json()["sites"]]
+
+
+def artifact_rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of an artifact's `quantization.json`, with every site's precision written out."""
+    rows = []
+    for site in table["sites"]:
+        row = {key: value for key, value in site.items() if key != "precision"}
+        precision = table["schemes"][site["precision"]] if "precision" in site else {"weight": None, "activation": None}
+        rows.append({"bytes": None, "sqnr_db": None, "weight_sqnr_db": None, "notes": [], "passes": []} | row | precision)
+    return rows
+
+
+def filter_rows(rows: Sequence[Mapping[str, Any]], pattern: str | None) -> list[Mapping[str, Any]]:
+    """Rows whose name matches the glob (`*` crosses dots); all without one."""
+    return [row for row in rows if pattern is None or fnmatchcase(row["name"], pattern)]
+
+
+def site_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A rich table of sites: name, op, roles, shape, scheme, bits, passes, size, error where it was measured."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    passes = any(row.get("passes") for row in rows)
+    measured = any("sqnr_db" in row for row in rows)
+    table.add_column("site", overflow="fold", min_width=24)
+    for name in ("op", "roles", "shape", "scheme"):
+        table.add_column(name, overflow="fold")
+    for name in ("W", "A"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if passes:
+        table.add_column("passes", overflow="fold")
+    table.add_column("kB", justify="right", no_wrap=True)
+    if measured:
+        table.add_column("SQNR", justify="right", no_wrap=True)
+    for row in rows:
+        cells = [row["name"], row["op"], " ".join(row["roles"]), "×".join(str(size) for size in row["shape"])]
+        cells += [row["scheme"], _bits(row.get("weight")), _bits(row.get("activation"))]
+        if passes:
+            cells.append(" ".join(row["passes"]))
+        cells.append("" if row.get("bytes") is None else f"{row['bytes'] / 1000:.1f}")
+        if measured:
+            cells.append("" if row.get("sqnr_db") is None else f"{row['sqnr_db']:.1f}")
+        table.add_row(*cells)
+    return table
+
+
+def _bits(spec: Mapping[str, Any] | None) -> str:
+    return str(spec["bits"]) if spec else "-"
+
+
+def site_table_html(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The site table as one self-contained HTML page."""
+    console = Console(record=True, width=180, file=io.StringIO(), color_system=None, legacy_windows=False)
+    console.print(site_table(title, rows))
+    return console.export_html(inline_styles=True)

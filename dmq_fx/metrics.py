@@ -1,0 +1,119 @@
+"""How far a quantized model strays from full precision when both start from the same noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmq_fx.models import LoadedModel
+from dmq_fx.sampling import Sampler, SamplerOptions, watch_outputs, watch_steps
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Errors of a quantized model against full precision, same noise.
+
+    trajectory_mse, trajectory_cosine: error and cosine of the sampler's state after each step.
+    prediction_mse: error of the denoiser's output at each call, each model on its own path.
+    final_mse, final_psnr: of the images (0..1; latents where there is no decoder); PSNR in dB, None if equal.
+    """
+
+    samples: int
+    steps: int
+    seed: int
+    trajectory_mse: list[float]
+    trajectory_cosine: list[float]
+    prediction_mse: list[float]
+    final_mse: float
+    final_psnr: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `dmq eval --json` prints."""
+        return asdict(self)
+
+
+@dataclass
+class _Track:
+    """One run's states, predictions and images."""
+
+    states: list[Tensor] = field(default_factory=list)
+    predictions: list[Tensor] = field(default_factory=list)
+    images: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+def compare(
+    loaded: LoadedModel,
+    quantized: nn.Module,
+    options: SamplerOptions,
+    samples: int,
+    progress: Progress = lambda what, done, total: None,
+) -> tuple[Evaluation, Tensor, Tensor]:
+    """Sample both models from the same noise.
+
+    Returns the errors, and the images of full precision and of the quantized model.
+    """
+    sampler = Sampler(loaded, options)
+    sums: dict[str, list[float]] = {}
+    pairs: list[tuple[Tensor, Tensor]] = []
+    reference_run = _tracked(sampler, samples, loaded.denoiser)
+    quantized_run = _tracked(sampler, samples, quantized)
+    for reference, candidate in zip(reference_run, quantized_run, strict=True):
+        count = len(reference.images)
+        _add(sums, "trajectory_mse", [count * _mse(*p) for p in _zip(reference.states, candidate.states)])
+        _add(sums, "trajectory_cosine", [count * _cosine(*p) for p in _zip(reference.states, candidate.states)])
+        predictions = _zip(reference.predictions, candidate.predictions)
+        _add(sums, "prediction_mse", [count * _mse(*p) for p in predictions])
+        pairs.append((reference.images, candidate.images))
+        progress("evaluating", sum(len(a) for a, _ in pairs), samples)
+    exact, approximate = (torch.cat(images) for images in zip(*pairs, strict=True))
+    final = _mse(exact, approximate)
+    peak = 1.0 if loaded.pipeline is not None else float(exact.max() - exact.min())
+    evaluation = Evaluation(
+        samples=samples,
+        steps=options.steps,
+        seed=options.seed,
+        final_mse=final,
+        final_psnr=10 * math.log10(peak**2 / final) if final > 0 else None,
+        **{name: [value / samples for value in values] for name, values in sums.items()},
+    )
+    return evaluation, exact, approximate
+
+
+def _tracked(sampler: Sampler, samples: int, denoiser: nn.Module) -> Any:
+    """Yield a _Track for every batch. Two of these generators may be advanced in turn: hooks live only in a batch."""
+    batches = sampler.run(samples, denoiser)
+    while True:
+        track = _Track()
+        with ExitStack() as stack:
+            stack.enter_context(watch_steps(sampler.scheduler, lambda state: track.states.append(state.cpu())))  # noqa: B023
+            stack.enter_context(watch_outputs(denoiser, lambda out: track.predictions.append(out.cpu())))  # noqa: B023
+            images = next(batches, None)
+        if images is None:
+            return
+        track.images = images.cpu()
+        yield track
+
+
+def _zip(exact: list[Tensor], approximate: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(exact, approximate, strict=True))
+
+
+def _add(sums: dict[str, list[float]], name: str, values: list[float]) -> None:
+    sums[name] = [a + b for a, b in zip(sums.get(name, [0.0] * len(values)), values, strict=True)]
+
+
+def _mse(exact: Tensor, approximate: Tensor) -> float:
+    return float((exact.double() - approximate.double()).square().mean())
+
+
+def _cosine(exact: Tensor, approximate: Tensor) -> float:
+    """Mean over samples of the cosine between two states."""
+    return float(torch.cosine_similarity(exact.double().flatten(1), approximate.double().flatten(1)).mean())

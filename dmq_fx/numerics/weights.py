@@ -1,0 +1,80 @@
+"""Weights as integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dmq_fx.errors import RecipeError
+from dmq_fx.numerics.grid import IntegerGrid
+from dmq_fx.numerics.qparams import qparams
+from dmq_fx.numerics.quantize import quantize
+from dmq_fx.numerics.search import search_rows
+from dmq_fx.recipe.language import WeightSpec
+
+SEARCH_ELEMENTS = 2**17
+"""Weights searched at once: few enough to stay in a core's cache over the candidates."""
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """Integers of a weight.
+
+    integers: int8 or uint8, of the weight's shape.
+    scale, zero_point: [] (per_tensor), [out] (per_channel) or [out, groups] (per_group); float32 and int64.
+    """
+
+    integers: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    grid: IntegerGrid
+
+    def dequantized(self) -> Tensor:
+        """float32 values that the integers stand for, of the weight's shape."""
+        rows = self.integers.reshape(max(self.scale.numel(), 1), -1).float()
+        values = (rows - self.zero_point.reshape(-1, 1)) * self.scale.reshape(-1, 1)
+        return values.reshape(self.integers.shape)
+
+
+def scale_shape(shape: tuple[int, ...], spec: WeightSpec) -> tuple[int, ...]:
+    """Shape of the scales of a weight of `shape`; raises RecipeError if groups do not divide its inputs."""
+    if spec.granularity == "per_tensor":
+        return ()
+    if spec.granularity == "per_channel":
+        return (shape[0],)
+    if len(shape) != 2 or shape[1] % spec.group_size:
+        raise RecipeError(
+            f"granularity per_group with group_size {spec.group_size} does not fit a weight of shape {list(shape)}",
+            hint="per_group needs a linear layer whose inputs are a multiple of group_size; use per_channel elsewhere",
+        )
+    return (shape[0], shape[1] // spec.group_size)
+
+
+def quantize_weight(weight: Tensor, spec: WeightSpec) -> QuantizedWeight:
+    """Integers of `weight` ([out, in / groups, ...]) by the range of `spec`."""
+    grid = IntegerGrid(spec.bits, spec.symmetric)
+    shape = scale_shape(tuple(weight.shape), spec)
+    rows = weight.detach().float().reshape(max(torch.Size(shape).numel(), 1), -1)
+    low, high = _ranges(rows, spec, grid)
+    scale, zero_point = qparams(low, high, grid)
+    integers = quantize(rows, scale[:, None], zero_point[:, None], grid).to(grid.dtype)
+    return QuantizedWeight(integers.reshape(weight.shape), scale.reshape(shape), zero_point.reshape(shape), grid)
+
+
+def _ranges(rows: Tensor, spec: WeightSpec, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
+    if spec.range == "minmax":
+        return rows.amin(1), rows.amax(1)
+    if spec.range == "percentile":
+        return _percentile(rows, spec.percentile)
+    chunk = max(1, SEARCH_ELEMENTS // rows.shape[1])
+    found = [search_rows(part, grid) for part in rows.split(chunk)]
+    return torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
+
+
+def _percentile(rows: Tensor, percentile: float) -> tuple[Tensor, Tensor]:
+    """The range that leaves (100 - percentile) / 2 percent of every row's values out at each end."""
+    count = rows.shape[1]
+    rank = min(count, max(1, round(count * (0.5 + percentile / 200))))
+    return rows.kthvalue(count + 1 - rank, 1).values, rows.kthvalue(rank, 1).values

@@ -1,0 +1,40 @@
+"""What a pass is: a graph rewrite with options, declared states, and a result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from dmq_fx.registry import Registry
+
+if TYPE_CHECKING:
+    from dmq_fx.program.program import PassContext, Program
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass did: the sites it changed, and numbers worth reporting (JSON values)."""
+
+    modified: tuple[str, ...]
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+class GraphPass(Protocol):
+    """A graph rewrite, with or without learned numbers.
+
+    `Options` is a frozen dataclass whose fields are made with `dmq_fx.recipe.language.option`; the recipe
+    language takes its schema and defaults from it. `requires` and `ensures` name states of the program
+    ("traced", "observed", "calibrated", "quantized"); the compiler inserts the steps that lead there.
+    """
+
+    Options: ClassVar[type]
+    requires: ClassVar[frozenset[str]]
+    ensures: ClassVar[frozenset[str]]
+
+    def run(self, program: Program, options: Any, context: PassContext) -> PassResult:
+        """Rewrite `program` in place and say what was done."""
+        ...
+
+
+PASSES: Registry[GraphPass] = Registry("pass", entry_point_group="dmq_fx.passes")
+"""Passes by the name that recipes use."""

@@ -1,0 +1,83 @@
+"""The order of things: a recipe's passes, and the core steps that bring the program where each pass needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dmq_fx.calibration.ranges import calibrate
+from dmq_fx.errors import InternalError
+from dmq_fx.numerics import quantize_weight
+from dmq_fx.pass_api import PASSES
+from dmq_fx.program import PassContext, Program, convert_activations, convert_weights, insert_observers
+from dmq_fx.program.graph_tools import get_tensor
+from dmq_fx.recipe.language import PassSpec
+
+Step = Callable[[Program, PassContext], None]
+
+
+def run_passes(program: Program, passes: Sequence[PassSpec], context: PassContext) -> list[dict[str, Any]]:
+    """Run `passes` in order, core steps in between as they are needed, and end with the quantized graph.
+
+    Returns what each pass reported.
+    """
+    reports = []
+    done: list[str] = []
+    for spec in passes:
+        entry = PASSES.get(spec.name, where=spec.where)
+        for state in STEPS:
+            if state in entry.requires and state not in program.states:
+                advance(program, state, context)
+        result = entry.run(program, spec.options, context)
+        program.graph_module.graph.lint()
+        program.states |= entry.ensures
+        done.append(spec.name)
+        reports.append({"pass": spec.name, "sites": len(result.modified), **result.report})
+    advance(program, "quantized", context)
+    return reports
+
+
+def advance(program: Program, state: str, context: PassContext) -> None:
+    """Take the core steps up to `state`, skipping those that a pass has done already."""
+    for name, step in STEPS.items():
+        if name not in program.states:
+            step(program, context)
+            program.states.add(name)
+        if name == state:
+            return
+    raise InternalError(f"no core step leads to the state {state!r}")
+
+
+def _observe(program: Program, context: PassContext) -> None:
+    insert_observers(program)
+
+
+def _calibrate(program: Program, context: PassContext) -> None:
+    if not program.activations:
+        return
+    if context.calibration is None:
+        raise InternalError("activations are to be quantized, but there are no calibration inputs")
+    total = len(context.calibration) * context.calibration.steps
+    calibrate(
+        program,
+        context.calibration,
+        device=context.device,
+        progress=lambda done: context.progress("calibrating", done, total),
+    )
+
+
+def _round(program: Program, context: PassContext) -> None:
+    planned = {p.site.weight: p for p in program.plan.sites if p.weight and p.site.weight}
+    for done, (name, site) in enumerate(planned.items()):
+        if name not in program.weights and site.weight is not None:
+            program.weights[name] = quantize_weight(get_tensor(program.traced.graph_module, name), site.weight)
+        context.progress("rounding weights", done + 1, len(planned))
+
+
+def _convert(program: Program, context: PassContext) -> None:
+    convert_activations(program)
+    convert_weights(program, program.weights)
+
+
+STEPS: dict[str, Step] = {"observed": _observe, "calibrated": _calibrate, "rounded": _round, "quantized": _convert}
+"""The core steps by the state that each leads to, in order."""

@@ -1,0 +1,147 @@
+"""What a recipe makes of a model, before anything is computed: an immutable table of sites."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dmq_fx.recipe.language import ActivationSpec, WeightSpec
+from dmq_fx.sites import Site
+
+FULL_PRECISION_BITS = 32
+
+
+@dataclass(frozen=True)
+class PlannedSite:
+    """A site and what is to be done to it.
+
+    rule: where the rule that decided stands (`file:line:column`), None if no rule matched.
+    passes: recipe passes that work on this site. notes: typed reasons for what differs from the recipe.
+    """
+
+    site: Site
+    rule: str | None
+    scheme: str
+    weight: WeightSpec | None
+    activation: ActivationSpec | None
+    passes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.site.name
+
+    @property
+    def quantized(self) -> bool:
+        return self.weight is not None or self.activation is not None
+
+    @property
+    def weight_bits(self) -> int:
+        return self.weight.bits if self.weight else FULL_PRECISION_BITS
+
+    @property
+    def activation_bits(self) -> int:
+        return self.activation.bits if self.activation else FULL_PRECISION_BITS
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the weights: packed integers with their scales and zero points, or full precision."""
+        if self.weight is None:
+            return self.site.parameters * FULL_PRECISION_BITS // 8
+        per_scale = 4 if self.weight.symmetric else 5
+        return (self.site.parameters * self.weight.bits + 7) // 8 + self._scales() * per_scale
+
+    @property
+    def bops(self) -> int:
+        """Bit operations for one sample: multiply-accumulates x weight bits x activation bits."""
+        if self.site.weight is None:
+            return self.site.macs * self.activation_bits**2
+        return self.site.macs * self.weight_bits * self.activation_bits
+
+    def _scales(self) -> int:
+        assert self.weight is not None
+        if self.weight.granularity == "per_tensor":
+            return 1
+        if self.weight.granularity == "per_channel":
+            return self.site.shape[0]
+        return self.site.parameters // self.weight.group_size
+
+    def to_json(self) -> dict[str, Any]:
+        """The row that `dmq plan --json` prints."""
+        return {
+            "name": self.name,
+            "op": self.site.op,
+            "roles": list(self.site.roles),
+            "shape": list(self.site.shape),
+            "scheme": self.scheme,
+            "weight_bits": self.weight_bits if self.site.weight else None,
+            "activation_bits": self.activation_bits,
+            "weight": asdict(self.weight) if self.weight else None,
+            "activation": asdict(self.activation) if self.activation else None,
+            "passes": list(self.passes),
+            "rule": self.rule,
+            "bytes": self.bytes,
+            "macs": self.site.macs,
+            "bops": self.bops,
+            "split": self.site.split,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over a plan. Bytes are estimates of what the artifact's tensors take; per sample where it says so."""
+
+    sites: int
+    quantized_sites: int
+    parameters: int
+    quantized_parameters: int
+    mean_weight_bits: float
+    bytes: int
+    full_precision_bytes: int
+    macs: int
+    bops: int
+    full_precision_bops: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The table site -> scheme and passes. `parameters` counts every parameter of the denoiser."""
+
+    sites: tuple[PlannedSite, ...]
+    parameters: int
+
+    @property
+    def by_name(self) -> dict[str, PlannedSite]:
+        return {planned.name: planned for planned in self.sites}
+
+    def for_pass(self, name: str) -> tuple[PlannedSite, ...]:
+        """Quantized sites that the pass called `name` works on."""
+        return tuple(planned for planned in self.sites if planned.quantized and name in planned.passes)
+
+    @property
+    def needs_calibration(self) -> bool:
+        return any(planned.activation for planned in self.sites)
+
+    @property
+    def totals(self) -> Totals:
+        weighted = list({planned.site.weight: planned for planned in self.sites if planned.site.weight}.values())
+        of_sites = sum(planned.site.parameters for planned in weighted)
+        rest = self.parameters - of_sites
+        bits = sum(planned.site.parameters * planned.weight_bits for planned in weighted)
+        return Totals(
+            sites=len(self.sites),
+            quantized_sites=sum(planned.quantized for planned in self.sites),
+            parameters=self.parameters,
+            quantized_parameters=sum(planned.site.parameters for planned in weighted if planned.weight),
+            mean_weight_bits=bits / of_sites if of_sites else float(FULL_PRECISION_BITS),
+            bytes=sum(planned.bytes for planned in weighted) + rest * FULL_PRECISION_BITS // 8,
+            full_precision_bytes=self.parameters * FULL_PRECISION_BITS // 8,
+            macs=sum(planned.site.macs for planned in self.sites),
+            bops=sum(planned.bops for planned in self.sites),
+            full_precision_bops=sum(planned.site.macs for planned in self.sites) * FULL_PRECISION_BITS**2,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `dmq plan --json` prints."""
+        return {"sites": [planned.to_json() for planned in self.sites], "totals": asdict(self.totals)}

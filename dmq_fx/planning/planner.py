@@ -1,0 +1,99 @@
+"""Recipe and sites to plan: the first rule that matches a site decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import fx
+
+from dmq_fx.errors import RecipeError
+from dmq_fx.numerics.weights import scale_shape
+from dmq_fx.planning.batch_axis import batch_multiple
+from dmq_fx.planning.plan import Plan, PlannedSite
+from dmq_fx.recipe.language import ActivationSpec, Recipe, Rule, Scheme, WeightSpec
+from dmq_fx.recipe.matching import matches
+from dmq_fx.sites import Site
+from dmq_fx.tracing import TracedModel
+
+STATIC_INPUT = "static_range: the input does not follow the batch, so it has one range for all timesteps"
+NO_TIMESTEP = "static_range: the model has no timestep input"
+
+
+def make_plan(recipe: Recipe, sites: Sequence[Site], traced: TracedModel) -> Plan:
+    """Decide every site; raises RecipeError for a rule that matches nothing, or a scheme that does not fit a site."""
+    _check_rules(recipe.rules, sites)
+    nodes = {node.name: node for node in traced.graph.nodes}
+    planned = tuple(_plan_site(recipe, site, traced, nodes) for site in sites)
+    return Plan(planned, sum(parameter.numel() for parameter in traced.graph_module.parameters()))
+
+
+def _plan_site(recipe: Recipe, site: Site, traced: TracedModel, nodes: Mapping[str, fx.Node]) -> PlannedSite:
+    rule = next((rule for rule in recipe.rules if matches(rule.match, site)), None)
+    name = rule.scheme if rule else "none"
+    scheme = Scheme() if name == "none" else recipe.schemes[name]
+    weight = scheme.weight if site.weight else None
+    activation, notes = _activation(scheme.activation, site, traced, nodes[site.node])
+    if weight is not None:
+        _check_fit(site, weight, rule)
+    passes = tuple(spec.name for spec in recipe.passes)
+    if rule is not None and rule.passes is not None:
+        passes = tuple(name for name in passes if name in rule.passes)
+    if weight is None and activation is None:
+        name, passes = "none", ()
+    return PlannedSite(site, rule.where if rule else None, name, weight, activation, passes, notes)
+
+
+def _activation(
+    spec: ActivationSpec | None, site: Site, traced: TracedModel, node: fx.Node
+) -> tuple[ActivationSpec | None, tuple[str, ...]]:
+    if spec is None or not spec.per_timestep:
+        return spec, ()
+    if traced.timestep is None:
+        return replace(spec, per_timestep=False), (NO_TIMESTEP,)
+    if all(batch_multiple(node.args[index], traced) for index in site.operands):
+        return spec, ()
+    return replace(spec, per_timestep=False), (STATIC_INPUT,)
+
+
+def _check_fit(site: Site, weight: WeightSpec, rule: Rule | None) -> None:
+    try:
+        scale_shape(site.shape, weight)
+    except RecipeError as error:
+        where = rule.where if rule else None
+        raise RecipeError(f"site {site.name!r}: {error.message}", where=where, hint=error.hint) from None
+
+
+def _check_rules(rules: Sequence[Rule], sites: Sequence[Site]) -> None:
+    taken: dict[str, Rule] = {}
+    for rule in rules:
+        matched = [site for site in sites if matches(rule.match, site)]
+        fresh = [site for site in matched if site.name not in taken]
+        for site in fresh:
+            taken[site.name] = rule
+        if fresh or rule.optional:
+            continue
+        if matched:
+            earlier = taken[matched[0].name].where
+            raise RecipeError(
+                f"this rule decides nothing: all {len(matched)} sites it matches are taken by earlier rules",
+                where=rule.where,
+                hint=f"the first of them, {matched[0].name!r}, is taken by the rule at {earlier}; put this rule before it",
+            )
+        raise RecipeError(
+            "this rule matches no site of the model",
+            where=rule.where,
+            hint=f"{_what_exists(rule, sites)}; `dmq plan` lists the sites; say `optional: true` if that is meant",
+        )
+
+
+def _what_exists(rule: Rule, sites: Sequence[Site]) -> str:
+    roles = sorted({role for site in sites for role in site.roles})
+    ops = sorted({site.op for site in sites})
+    absent = [role for role in rule.match.role if role not in roles]
+    if absent:
+        return f"no site has the role {', '.join(absent)}; roles of this model: {', '.join(roles)}"
+    absent = [op for op in rule.match.op if op not in ops]
+    if absent:
+        return f"no site computes {', '.join(absent)}; operations of this model: {', '.join(ops)}"
+    return f"{len(sites)} sites were tried, such as {sites[0].name!r}" if sites else "the model has no sites"

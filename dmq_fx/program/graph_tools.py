@@ -1,0 +1,73 @@
+"""Small helpers for rewriting an exported graph."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+
+def working_copy(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """A copy whose graph and module tree can be rewritten; it shares the tensors with the original."""
+    graph = copy.deepcopy(graph_module.graph)
+    return fx.GraphModule(graph_module, graph, class_name=graph_module.__class__.__name__)
+
+
+def get_tensor(module: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer at the dotted `name`."""
+    owner, _, leaf = name.rpartition(".")
+    value = getattr(module.get_submodule(owner), leaf)
+    assert isinstance(value, Tensor), name
+    return value
+
+
+def nodes_by_name(graph: fx.Graph) -> dict[str, fx.Node]:
+    """The graph's nodes by their names."""
+    return {node.name: node for node in graph.nodes}
+
+
+def set_buffer(module: nn.Module, name: str, value: Tensor) -> None:
+    """Put `value` at the dotted `name` as a buffer, replacing a parameter or buffer that is there."""
+    *path, leaf = name.split(".")
+    owner = module
+    for part in path:
+        if part not in owner._modules:
+            owner.add_module(part, nn.Module())
+        child = owner._modules[part]
+        assert child is not None
+        owner = child
+    owner._parameters.pop(leaf, None)
+    owner._buffers.pop(leaf, None)
+    owner.register_buffer(leaf, value)
+
+
+def tensor_names(graph_module: fx.GraphModule) -> list[str]:
+    """Dotted names of the tensors that the graph reads, in order of first use."""
+    return list(dict.fromkeys(str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr"))
+
+
+def last_placeholder(graph: fx.Graph) -> fx.Node:
+    """The node after which every input is known."""
+    return [node for node in graph.nodes if node.op == "placeholder"][-1]
+
+
+def record(node: fx.Node, **facts: Any) -> fx.Node:
+    """Write where a node comes from into its `meta["dmq"]`."""
+    node.meta["dmq"] = {**node.meta.get("dmq", {}), **facts}
+    return node
+
+
+def finish(graph_module: fx.GraphModule) -> None:
+    """Check the graph, drop dead nodes and what they read, and generate its code again."""
+    graph_module.graph.eliminate_dead_code()
+    graph_module.graph.lint()
+    graph_module.delete_all_unused_submodules()
+    graph_module.recompile()
+
+
+def compute_dtype(node: fx.Node) -> torch.dtype:
+    """Element type of a node's value; float32 if it is not recorded."""
+    value = node.meta.get("val")
+    return value.dtype if isinstance(value, Tensor) else torch.float32

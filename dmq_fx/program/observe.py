@@ -1,0 +1,106 @@
+"""Insert observers where the plan wants integers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import fx, nn
+
+from dmq_fx.observers import make_observer
+from dmq_fx.planning.batch_axis import batch_multiple
+from dmq_fx.program.graph_tools import finish, get_tensor, last_placeholder, nodes_by_name, record, set_buffer
+from dmq_fx.program.program import Activation, Program
+from dmq_fx.recipe.language import ActivationSpec
+
+aten = torch.ops.aten
+OBSERVERS = "dmq.observers"
+TIMESTEPS = "dmq.timesteps"
+
+ObserverFactory = Callable[[ActivationSpec, int, str], nn.Module]
+
+
+def find_activations(program: Program) -> tuple[Activation, ...]:
+    """The values to quantize. Sites that read one value at one precision share it (to_q, to_k, to_v)."""
+    nodes = nodes_by_name(program.graph_module.graph)
+    groups: dict[tuple[str, ActivationSpec], list[tuple[str, int, str]]] = {}
+    for planned in program.plan.sites:
+        if planned.activation is None:
+            continue
+        for operand in planned.site.operands:
+            producer = nodes[planned.site.node].args[operand]
+            assert isinstance(producer, fx.Node)
+            groups.setdefault((producer.name, planned.activation), []).append(
+                (planned.site.node, operand, planned.name)
+            )
+    return tuple(
+        Activation(
+            index=index,
+            producer=producer,
+            consumers=tuple((node, operand) for node, operand, _ in readers),
+            sites=tuple(dict.fromkeys(site for _, _, site in readers)),
+            spec=spec,
+            batch_multiple=batch_multiple(nodes[producer], program.traced) if program.traced.timestep else 0,
+        )
+        for index, ((producer, spec), readers) in enumerate(groups.items())
+    )
+
+
+def insert_observers(program: Program, factory: ObserverFactory = make_observer) -> None:
+    """Put an observer node behind every value to quantize, and the slot of every sample where one needs it.
+
+    Requires "traced", ensures "observed".
+    """
+    program.activations = find_activations(program)
+    module, graph = program.graph_module, program.graph_module.graph
+    nodes = nodes_by_name(graph)
+    slot = insert_slot(program) if any(a.spec.per_timestep for a in program.activations) else None
+    device = get_tensor_device(module)
+    for activation in program.activations:
+        name = f"{OBSERVERS}.{activation.index}"
+        observer = factory(activation.spec, len(program.timesteps), activation.sites[0])
+        module.add_submodule(name, observer.to(device))
+        producer = nodes[activation.producer]
+        with graph.inserting_after(_last(producer, slot)):
+            node = graph.call_module(name, (producer, slot if activation.spec.per_timestep else None))
+        node.meta["val"] = producer.meta.get("val")
+        record(node, kind="observer", activation=activation.index, sites=activation.sites)
+        for consumer, operand in activation.consumers:
+            nodes[consumer].update_arg(operand, node)
+    finish(module)
+    program.states.add("observed")
+
+
+def insert_slot(program: Program) -> fx.Node:
+    """Nodes that find the nearest calibrated timestep of every sample: [batch] indices into `program.timesteps`."""
+    module, graph = program.graph_module, program.graph_module.graph
+    set_buffer(module, TIMESTEPS, program.timesteps.float().to(get_tensor_device(module)))
+    timestep = next(n for n in graph.nodes if n.op == "placeholder" and n.name == program.traced.timestep)
+    with graph.inserting_after(last_placeholder(graph)):
+        table = graph.get_attr(TIMESTEPS)
+    node = table
+    for target, arguments in (
+        (aten.to.dtype, (timestep, torch.float32)),
+        (aten.unsqueeze.default, (None, 1)),
+        (aten.sub.Tensor, (None, table)),
+        (aten.abs.default, (None,)),
+        (aten.argmin.default, (None, 1)),
+    ):
+        with graph.inserting_after(node):
+            args = tuple(node if argument is None else argument for argument in arguments)
+            node = graph.call_function(target, args)
+        record(node, kind="slot")
+    return node
+
+
+def get_tensor_device(module: fx.GraphModule) -> torch.device:
+    """Where the graph's tensors are."""
+    name = next((str(node.target) for node in module.graph.nodes if node.op == "get_attr"), None)
+    return get_tensor(module, name).device if name else torch.device("cpu")
+
+
+def _last(producer: fx.Node, slot: fx.Node | None) -> fx.Node:
+    """The later of two nodes of one graph, so that what is inserted behind it may read both."""
+    if slot is None:
+        return producer
+    return slot if producer < slot else producer

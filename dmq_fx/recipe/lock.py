@@ -1,0 +1,51 @@
+"""`recipe.lock.yaml`: a resolved recipe and what it was compiled with. A lock is itself a recipe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dmq_fx.recipe.dump import to_yaml
+from dmq_fx.recipe.keys import to_plain
+from dmq_fx.recipe.resolve import ResolvedRecipe
+
+LOCK_NAME = "recipe.lock.yaml"
+
+_HEADER = (
+    "# Written by dmq. The recipe with every default and parent written out; `dmq compile` takes this file as it is.\n"
+    "# To change it use --set, or remove the lock: block.\n"
+)
+
+
+def lock_document(
+    resolved: ResolvedRecipe, *, model: Mapping[str, Any], environment: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    """The document of a lock: the resolved recipe and a `lock:` block.
+
+    model: fingerprint, origin and class. environment: package versions. Both hold plain data (JSON values).
+    """
+    block = {
+        "sha256": resolved.digest,
+        "parents": [to_plain(parent) for parent in resolved.parents],
+        "overrides": list(resolved.overrides),
+        "model": dict(model),
+        "environment": dict(environment),
+        "seed": seed,
+    }
+    return {**resolved.document, "lock": block}
+
+
+def lock_text(document: Mapping[str, Any]) -> str:
+    """The text of a lock file."""
+    return _HEADER + to_yaml(document)
+
+
+def write_lock(path: str | Path, document: Mapping[str, Any]) -> Path:
+    """Write the lock file at `path`, replacing an older one only once the new one is complete."""
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    partial.write_text(lock_text(document), encoding="utf-8")
+    partial.replace(target)
+    return target

@@ -1,0 +1,80 @@
+"""A quantized denoiser that stands where the original stood: `pipe.unet = dmq.load("out")`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import FrozenDict
+from diffusers.utils.outputs import BaseOutput
+from torch import Tensor, nn
+
+from dmq_fx.errors import BackendError
+from dmq_fx.tracing import TracedModel, bind_inputs, retarget
+
+
+@dataclass
+class DenoiserOutput(BaseOutput):
+    """What the denoiser predicts. sample: of the shape of the noisy input (or with twice its channels)."""
+
+    sample: Tensor
+
+
+class QuantizedDenoiser(nn.Module):
+    """A lowered graph behind the signature, configuration and attributes of the denoiser it was made of.
+
+    Attributes that pipelines read from a denoiser (`config`, `dtype`, `add_embedding`, ...) are answered by an empty
+    copy of the original on the meta device. The module moves between devices; it does not change its type.
+    """
+
+    def __init__(self, lowered: nn.Module, traced: TracedModel, skeleton: nn.Module, info: dict[str, Any]) -> None:
+        super().__init__()
+        self.lowered = lowered
+        self.info = info
+        self.register_buffer("_probe", torch.zeros(()), persistent=False)
+        self._signature = (traced,)  # in tuples, so that neither becomes a submodule with parameters of its own
+        self._skeleton = (skeleton,)
+
+    def forward(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> DenoiserOutput | tuple[Tensor, ...]:
+        """Called like the original denoiser; raises TraceError for an input that was not traced."""
+        flat = bind_inputs(self._signature[0], args, kwargs)
+        output = self.lowered(*flat)
+        sample = output[0] if isinstance(output, (tuple, list)) else output
+        return DenoiserOutput(sample=sample) if return_dict else (sample,)
+
+    @property
+    def config(self) -> Any:
+        """Configuration of the original denoiser."""
+        return getattr(self._skeleton[0], "config", FrozenDict())
+
+    @property
+    def device(self) -> torch.device:
+        return self._probe.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the inputs and outputs."""
+        return self.info["compute_dtype"]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_"):
+                raise
+            return getattr(self._skeleton[0], name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedDenoiser:
+        if fn(self._probe).dtype != self._probe.dtype:
+            raise BackendError(
+                "a quantized model keeps the type that it was compiled with",
+                where=str(self.info.get("path", "")),
+                hint=f"it computes in {self.dtype}; compile again with another --dtype",
+            )
+        super()._apply(fn, recurse)
+        for module in self.modules():
+            if isinstance(module, torch.fx.GraphModule):
+                retarget(module, self.device)
+        return self

@@ -1,0 +1,54 @@
+"""Look inside a sampling run: what the denoiser is called with, and what the scheduler makes of its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@contextmanager
+def watch_inputs(denoiser: nn.Module, callback: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> Iterator[None]:
+    """Call `callback(args, kwargs)` before every call of `denoiser`."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        callback(args, kwargs)
+
+    handle = denoiser.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def watch_outputs(denoiser: nn.Module, callback: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call `callback(prediction)` after every call of `denoiser`."""
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+        callback(output[0])
+
+    handle = denoiser.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def watch_steps(scheduler: Any, callback: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call `callback(state)` with the sampler's state after every step of `scheduler`."""
+    original = scheduler.step
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        callback(result[0])
+        return result
+
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        del scheduler.step

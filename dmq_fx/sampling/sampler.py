@@ -1,0 +1,107 @@
+"""Run a model's own sampler, batch by batch, the k-th image the same whatever the batch size."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmq_fx.errors import CalibrationError
+from dmq_fx.models import LoadedModel
+from dmq_fx.recipe.language import Calibration
+from dmq_fx.sampling.loop import DenoiserLoop
+from dmq_fx.sampling.schedulers import make_scheduler
+
+
+@dataclass(frozen=True)
+class SamplerOptions:
+    """How images are sampled. Image k starts from noise of seed `seed + k`."""
+
+    steps: int = 20
+    batch: int = 16
+    seed: int = 0
+    scheduler: str = "pipeline"
+    prompts: tuple[str, ...] = ()
+    guidance_scale: float | None = None
+
+    @staticmethod
+    def of(calibration: Calibration) -> SamplerOptions:
+        """The options that a recipe's calibration block asks for."""
+        return SamplerOptions(
+            steps=calibration.steps,
+            batch=calibration.batch,
+            seed=calibration.seed,
+            scheduler=calibration.sampler,
+            prompts=calibration.prompts,
+            guidance_scale=calibration.guidance_scale,
+        )
+
+
+class Sampler:
+    """A pipeline (or a bare denoiser's loop) with a denoiser that can be swapped.
+
+    The loaded model's pipeline is used as it is: its scheduler and denoiser are put back after every run.
+    """
+
+    def __init__(self, loaded: LoadedModel, options: SamplerOptions) -> None:
+        self.loaded = loaded
+        self.options = options
+        self.pipeline: Any = loaded.pipeline or DenoiserLoop(loaded.denoiser, loaded.class_name)
+        self.component = loaded.component if loaded.pipeline is not None else "denoiser"
+        self.scheduler = make_scheduler(options.scheduler, self.pipeline.scheduler)
+        if hasattr(self.pipeline, "set_progress_bar_config"):
+            self.pipeline.set_progress_bar_config(disable=True)
+
+    def run(self, samples: int, denoiser: nn.Module | None = None) -> Iterator[Tensor]:
+        """Yield batches of images ([batch, channels, height, width] in 0..1) or, without a decoder, of latents."""
+        original, kept = getattr(self.pipeline, self.component), self.pipeline.scheduler
+        for first in range(0, samples, self.options.batch):
+            count = min(self.options.batch, samples - first)
+            try:
+                setattr(self.pipeline, self.component, denoiser if denoiser is not None else original)
+                self.pipeline.scheduler = self.scheduler
+                with torch.no_grad():
+                    batch = self._call(first, count)
+            finally:
+                setattr(self.pipeline, self.component, original)
+                self.pipeline.scheduler = kept
+            yield batch
+
+    def _call(self, first: int, count: int) -> Tensor:
+        seeds = range(self.options.seed + first, self.options.seed + first + count)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        if isinstance(self.pipeline, DenoiserLoop):
+            return self.pipeline(count, self.options.steps, generators)
+        output = self.pipeline(**self._arguments(first, count, generators))
+        images = torch.as_tensor(output[0])
+        return images.permute(0, 3, 1, 2) if images.dim() == 4 else images
+
+    def _arguments(self, first: int, count: int, generators: Sequence[torch.Generator]) -> dict[str, Any]:
+        accepted = inspect.signature(self.pipeline.__call__).parameters
+        arguments: dict[str, Any] = {
+            "num_inference_steps": self.options.steps,
+            "generator": list(generators),
+            "output_type": "np",
+            "return_dict": False,
+        }
+        if "prompt" in accepted:
+            if not self.options.prompts:
+                raise CalibrationError(
+                    f"{type(self.pipeline).__name__} needs prompts", hint="give calibration.prompts in the recipe"
+                )
+            prompts = self.options.prompts
+            arguments["prompt"] = [prompts[k % len(prompts)] for k in range(first, first + count)]
+        elif "class_labels" in accepted:
+            classes = int(self.loaded.config.get("num_embeds_ada_norm") or 1)
+            arguments["class_labels"] = [k % classes for k in range(first, first + count)]
+        elif "batch_size" in accepted:
+            arguments["batch_size"] = count
+        else:
+            raise CalibrationError(f"do not know how to call {type(self.pipeline).__name__}")
+        if self.options.guidance_scale is not None:
+            arguments["guidance_scale"] = self.options.guidance_scale
+        return {key: value for key, value in arguments.items() if key in accepted}

@@ -1,0 +1,48 @@
+"""Schedulers by the names that recipes use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+from diffusers import SchedulerMixin
+
+from dmq_fx.errors import CalibrationError
+
+CLASSES = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "dpmsolver++": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+
+FLOW_MATCHING = (
+    "SD3Transformer2DModel",
+    "FluxTransformer2DModel",
+    "SanaTransformer2DModel",
+    "WanTransformer3DModel",
+)
+"""Denoisers that predict a velocity along a straight path: their noise schedule is a flow's."""
+
+
+def make_scheduler(name: str, current: Any) -> Any:
+    """The scheduler called `name` with the noise schedule of `current`; `pipeline` is `current` itself."""
+    if name == "pipeline":
+        return current
+    cls = getattr(diffusers, CLASSES[name])
+    compatible = [c.__name__ for c in getattr(current, "compatibles", [])]
+    if compatible and cls.__name__ not in compatible and type(current) is not cls:
+        raise CalibrationError(
+            f"sampler {name!r} ({cls.__name__}) does not fit the pipeline's {type(current).__name__}",
+            where="calibration.sampler",
+            hint="use `sampler: pipeline`",
+        )
+    return cls.from_config(current.config)
+
+
+def default_scheduler(class_name: str) -> SchedulerMixin:
+    """A scheduler for a denoiser that comes without a pipeline."""
+    if class_name in FLOW_MATCHING:
+        return diffusers.FlowMatchEulerDiscreteScheduler()
+    return diffusers.DDIMScheduler(clip_sample=False)

@@ -1,0 +1,19 @@
+"""Tracing: a denoiser becomes one canonical torch.fx graph."""
+
+from dmq_fx.tracing.bind import InputError, bind_inputs
+from dmq_fx.tracing.canonicalize import canonicalize
+from dmq_fx.tracing.device import retarget
+from dmq_fx.tracing.fingerprint import graph_fingerprint
+from dmq_fx.tracing.trace import trace
+from dmq_fx.tracing.traced import TracedInput, TracedModel
+
+__all__ = [
+    "InputError",
+    "TracedInput",
+    "TracedModel",
+    "bind_inputs",
+    "canonicalize",
+    "graph_fingerprint",
+    "retarget",
+    "trace",
+]

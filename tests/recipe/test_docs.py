@@ -1,0 +1,71 @@
+"""The generated files are up to date, and their examples are recipes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from dmq_fx.pass_api import PASSES
+from dmq_fx.recipe import build_schema, docs_text, resolve
+from dmq_fx.recipe.docs import reference_text, schema_text
+from dmq_fx.recipe.schema import SCHEMA_FILE
+
+ROOT = Path(__file__).parents[2]
+HINT = "run `python -m dmq_fx.recipe.docs`"
+
+
+@pytest.fixture(scope="module")
+def real_passes() -> Mapping[str, type]:
+    return {name: entry.Options for name, entry in PASSES}
+
+
+def test_the_schema_file_is_up_to_date(real_passes: Mapping[str, type]) -> None:
+    assert (ROOT / "recipes" / SCHEMA_FILE).read_text("utf-8") == schema_text(real_passes), HINT
+
+
+def test_the_reference_is_up_to_date(real_passes: Mapping[str, type]) -> None:
+    assert (ROOT / "docs" / "recipes.md").read_text("utf-8") == reference_text(real_passes), HINT
+
+
+def test_the_schema_is_a_schema_and_does_not_depend_on_order(pass_options: Mapping[str, type]) -> None:
+    Draft202012Validator.check_schema(build_schema(pass_options))
+    backwards = dict(reversed(pass_options.items()))
+    assert schema_text(backwards) == schema_text(pass_options)
+
+
+def test_no_mapping_takes_keys_it_does_not_know(pass_options: Mapping[str, type]) -> None:
+    def walk(schema: object, path: str) -> None:
+        if isinstance(schema, dict):
+            if schema.get("type") == "object" and path not in ("/lock/model", "/lock/environment"):
+                assert "additionalProperties" in schema, path
+            for key, item in schema.items():
+                walk(item, path if key == "properties" else f"{path}/{key}")
+        elif isinstance(schema, list):
+            for item in schema:
+                walk(item, path)
+
+    walk(build_schema(pass_options), "")
+
+
+def test_the_examples_resolve(folder: Path, pass_options: Mapping[str, type]) -> None:
+    (folder / "mine.yaml").write_text(docs_text.EXAMPLE)
+    (folder / "child.yaml").write_text(docs_text.CHILD)
+    assert resolve("mine.yaml", pass_options=pass_options).recipe.name == "mine/w4a8"
+    overrides = re.findall(r"^--set '?(.*?)'?$", docs_text.OVERRIDES, re.MULTILINE)
+    assert len(overrides) == 5
+    child = resolve("child.yaml", overrides=overrides[:2] + overrides[3:], pass_options=pass_options).recipe
+    weight = child.schemes["w4a8"].weight
+    assert weight is not None
+    assert (weight.bits, len(child.rules), child.rules[0].scheme) == (3, 6, "none")
+
+
+def test_the_reference_shows_the_options_of_passes(pass_options: Mapping[str, type]) -> None:
+    text = reference_text(pass_options)
+    assert "| `learning_rate` | number, > 0.0, < 1.0 | `0.001` | of the optimizer |" in text
+    assert "### `les.weighting`\n\nHow the steps are weighted.\n\n| Key |" in text
+    assert "### `split`\n\nNo options.\n" in text
+    assert "{" not in re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)  # no placeholder is left
