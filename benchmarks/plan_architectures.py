@@ -2,7 +2,7 @@
 
     python benchmarks/plan_architectures.py [NAME ...] [--dynamic-size]
 
-Prints one line an architecture: parameters, sites, attention products, GMACs at the traced size, and seconds.
+Prints one line an architecture: parameters, sites, attention products, GMACs at the traced size, and CPU seconds (which other programs on the machine do not change).
 Weights are neither read nor allocated.
 """
 
@@ -35,11 +35,11 @@ def measure(name: str, *, dynamic_size: bool) -> str:
     """One line of the table."""
     denoiser = load_denoiser_on_meta(f"config:{CONFIGS / name}.json").denoiser
     parameters = sum(parameter.numel() for parameter in denoiser.parameters())
-    start = time.perf_counter()
+    start = time.process_time()
     traced = trace(denoiser, dynamic_size=dynamic_size)
-    middle = time.perf_counter()
+    middle = time.process_time()
     sites = find_sites(traced)
-    end = time.perf_counter()
+    end = time.process_time()
     products = sum(site.weight is None for site in sites)
     macs = sum(site.macs for site in sites) / 1e9
     times = f"{middle - start:8.1f} {end - middle:8.2f}"

@@ -17,7 +17,7 @@ def compile_command(
     model: ModelOption = DEFAULT_MODEL,
     output: Annotated[str, typer.Option("--output", "-o", help="Folder that the artifact is written to.")] = "out",
     set_: SetOption = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the calibration; the recipe's if left out.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the calibration (default: the recipe's).")] = None,
     device: DeviceOption = "cpu",
     dtype: Annotated[str, typer.Option("--dtype", help="Type that the rest of the model computes in.")] = "float32",
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there already.")] = False,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from dmq_fx.cli.support import (
@@ -14,6 +13,7 @@ from dmq_fx.cli.support import (
     JsonOption,
     OriginOption,
     PromptOption,
+    output_console,
     print_json,
     progress,
 )
@@ -60,7 +60,7 @@ def evaluate_command(
     rows = zip(found.trajectory_mse, found.trajectory_cosine, found.prediction_mse, strict=False)
     for step, (mse, cosine, prediction) in enumerate(rows):
         table.add_row(str(step + 1), f"{mse:.3e}", f"{cosine:.6f}", f"{prediction:.3e}")
-    console = Console(highlight=False)
+    console = output_console()
     console.print(table)
     psnr = "equal" if found.final_psnr is None else f"{found.final_psnr:.2f} dB"
     console.print(f"\nfinal images, {found.samples} samples: MSE {found.final_mse:.3e}, PSNR {psnr}")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from dmq_fx.cli.support import JsonOption, print_json
+from dmq_fx.cli.support import JsonOption, output_console, print_json
 from dmq_fx.errors import DmqError, did_you_mean
 
 
@@ -45,10 +44,9 @@ def inspect_command(
         )
         return
     totals = opened.report["totals"]
-    console = Console()
+    console = output_console()
     console.print(site_table(f"{recipe['name']} {recipe['version']}", chosen))
     console.print(
         f"\n{totals['quantized_sites']} of {totals['sites']} sites quantized, {totals['mean_weight_bits']:.2f} bits "
-        f"a weight on average, {opened.bytes / 1e6:.2f} MB on disk",
-        highlight=False,
+        f"a weight on average, {opened.bytes / 1e6:.2f} MB on disk"
     )

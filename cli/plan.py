@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from dmq_fx.cli.support import JsonOption, ModelOption, SetOption, print_json
+from dmq_fx.cli.support import JsonOption, ModelOption, SetOption, output_console, print_json
 
 DEFAULT_MODEL = "builtin:ddpm-mnist"
 
@@ -30,20 +29,18 @@ def plan_command(
         print_json(made.to_json())
         return
     totals = made.totals
-    console = Console()
+    console = output_console()
     console.print(site_table(f"{recipe} on {model}", site_rows(made, {})))
     console.print(
         f"\n{totals.quantized_sites} of {totals.sites} sites quantized, "
         f"{totals.quantized_parameters / 1e6:.2f} of {totals.parameters / 1e6:.2f} M parameters, "
-        f"{totals.mean_weight_bits:.2f} bits a weight on average",
-        highlight=False,
+        f"{totals.mean_weight_bits:.2f} bits a weight on average"
     )
     console.print(
         f"about {totals.bytes / 1e6:.2f} MB of weights (full precision {totals.full_precision_bytes / 1e6:.2f} MB), "
         f"{totals.macs / 1e9:.3f} GMACs and {totals.bops / 1e9:.1f} GBOPs a sample "
-        f"({totals.bops / totals.full_precision_bops:.1%} of full precision)",
-        highlight=False,
+        f"({totals.bops / totals.full_precision_bops:.1%} of full precision)"
     )
     for note in dict.fromkeys(note for planned in made.sites for note in planned.notes):
         count = sum(note in planned.notes for planned in made.sites)
-        console.print(f"note: {note} ({count} sites)", highlight=False)
+        console.print(f"note: {note} ({count} sites)")

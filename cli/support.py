@@ -39,7 +39,9 @@ SetOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 BackendOption = Annotated[str | None, typer.Option("--backend", help="Lowering target; the recipe's own if left out.")]
-PromptOption = Annotated[list[str] | None, typer.Option("--prompt", help="Text-to-image only. Repeatable, used in turn.")]
+PromptOption = Annotated[
+    list[str] | None, typer.Option("--prompt", help="Text-to-image only. Repeatable, used in turn.")
+]
 
 
 def quiet() -> None:
@@ -74,6 +76,12 @@ def guarded(command: F) -> F:
             raise typer.Exit(1) from None
 
     return run  # type: ignore[return-value]
+
+
+def output_console() -> Console:
+    """For stdout: a terminal's own width; in a pipe wide enough for a line a site."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)
 
 
 def print_json(value: Any) -> None:

@@ -1,9 +1,9 @@
 """dmq: a declarative quantization recipe compiler for diffusion models.
 
-    import dmq_fx as dmq
+import dmq_fx as dmq
 
-    result = dmq.compile("ptq/w8a8", model="builtin:ddpm-mnist", output="out")
-    pipe.unet = dmq.load("out")
+result = dmq.compile("ptq/w8a8", model="builtin:ddpm-mnist", output="out")
+pipe.unet = dmq.load("out")
 """
 
 from __future__ import annotations

@@ -30,9 +30,7 @@ class Pair:
     reference: LoadedModel
 
 
-def open_pair(
-    artifact: str | Path, *, model: Any = None, backend: str | None = None, device: str = "cpu"
-) -> Pair:
+def open_pair(artifact: str | Path, *, model: Any = None, backend: str | None = None, device: str = "cpu") -> Pair:
     """Load the artifact and the model that it was compiled from (`model`, or the origin in its manifest).
 
     Raises ArtifactError, BackendError, and ModelError if the model cannot be found or is another one.
@@ -40,7 +38,9 @@ def open_pair(
     opened = open_artifact(artifact)
     source = opened.model["origin"] if model is None else model
     if isinstance(source, str) and source.startswith("python:"):
-        raise ModelError("this artifact was compiled from a Python object", where=str(artifact), hint="pass it as `model`")
+        raise ModelError(
+            "this artifact was compiled from a Python object", where=str(artifact), hint="pass it as `model`"
+        )
     dtype = getattr(torch, opened.model["compute_dtype"])
     try:
         reference = load_model(source, dtype=dtype, device=device)
@@ -48,7 +48,9 @@ def open_pair(
         if model is not None:
             raise
         hint = "say with --model where it is now"
-        raise ModelError(f"cannot load the model of this artifact: {error.message}", where=error.where, hint=hint) from error
+        raise ModelError(
+            f"cannot load the model of this artifact: {error.message}", where=error.where, hint=hint
+        ) from error
     if fingerprint(reference.denoiser) != opened.model["fingerprint"]:
         raise ModelError(
             f"the model {reference.origin!r} is not the one that this artifact was compiled from",

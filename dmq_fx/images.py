@@ -36,7 +36,8 @@ def save_grids(path: str | Path, panels: Sequence[tuple[str, Tensor]]) -> None:
     try:
         canvas.save(path)
     except (OSError, ValueError) as error:
-        raise DmqError(f"cannot write the picture: {error}", where=str(path), hint="use a path ending in .png") from None
+        hint = "use a path ending in .png, in a folder that exists"
+        raise DmqError(f"cannot write the picture: {error}", where=str(path), hint=hint) from None
 
 
 def _grid(images: Tensor) -> Image.Image:

@@ -12,17 +12,8 @@ from rich.table import Table
 
 from dmq_fx.planning import Plan
 
-
-def scheme_text(weight: Mapping[str, Any] | None, activation: Mapping[str, Any] | None, slots: int = 0) -> str:
-    """A precision in short, such as `W4 per_channel asym mse · A8 per_tensor asym ema_minmax x20`."""
-    parts = []
-    for letter, spec in (("W", weight), ("A", activation)):
-        if spec:
-            words = [f"{letter}{spec['bits']}", spec["granularity"], "sym" if spec["symmetric"] else "asym", spec["range"]]
-            if spec.get("per_timestep"):
-                words.append(f"x{slots}" if slots else "per timestep")
-            parts.append(" ".join(words))
-    return " · ".join(parts) or "full precision"
+FULL_PRECISION: dict[str, Any] = {"weight": None, "activation": None}
+UNMEASURED: dict[str, Any] = {"bytes": None, "sqnr_db": None, "weight_sqnr_db": None, "notes": [], "passes": []}
 
 
 def site_rows(plan: Plan, errors: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -35,8 +26,8 @@ def artifact_rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for site in table["sites"]:
         row = {key: value for key, value in site.items() if key != "precision"}
-        precision = table["schemes"][site["precision"]] if "precision" in site else {"weight": None, "activation": None}
-        rows.append({"bytes": None, "sqnr_db": None, "weight_sqnr_db": None, "notes": [], "passes": []} | row | precision)
+        precision = table["schemes"][site["precision"]] if "precision" in site else FULL_PRECISION
+        rows.append(UNMEASURED | row | precision)
     return rows
 
 
@@ -50,16 +41,16 @@ def site_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     passes = any(row.get("passes") for row in rows)
     measured = any("sqnr_db" in row for row in rows)
-    table.add_column("site", overflow="fold", min_width=24)
+    table.add_column("site", overflow="fold", ratio=3)
     for name in ("op", "roles", "shape", "scheme"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", ratio=1 if name == "roles" else None)
     for name in ("W", "A"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", min_width=2)
     if passes:
         table.add_column("passes", overflow="fold")
-    table.add_column("kB", justify="right", no_wrap=True)
+    table.add_column("kB", justify="right", min_width=6)
     if measured:
-        table.add_column("SQNR", justify="right", no_wrap=True)
+        table.add_column("SQNR", justify="right", min_width=4)
     for row in rows:
         cells = [row["name"], row["op"], " ".join(row["roles"]), "×".join(str(size) for size in row["shape"])]
         cells += [row["scheme"], _bits(row.get("weight")), _bits(row.get("activation"))]

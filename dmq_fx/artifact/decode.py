@@ -41,7 +41,7 @@ def decode_program(
         weights = {p.site.weight: _weight(p, tensors) for p in plan.sites if p.weight and p.site.weight}
         convert_activations(program)
         convert_weights(program, weights)
-        _fill(program, table, tensors)
+        _fill(program, tensors)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise ArtifactError(f"its parts do not fit together ({error!r})", where=where, hint=DAMAGED) from error
     return program
@@ -54,7 +54,7 @@ def _planned(row: Mapping[str, Any], sites: tuple[Site, ...], table: Mapping[str
     precision = table["schemes"][row["precision"]] if "precision" in row else {"weight": None, "activation": None}
     return PlannedSite(
         site=site,
-        rule=row.get("rule"),
+        rule=int(row["rule"].removeprefix("rules[").removesuffix("]")) if "rule" in row else None,
         scheme=row["scheme"],
         weight=WeightSpec(**precision["weight"]) if precision["weight"] else None,
         activation=ActivationSpec(**precision["activation"]) if precision["activation"] else None,
@@ -91,7 +91,7 @@ def _weight(planned: PlannedSite, tensors: Mapping[str, Tensor]) -> QuantizedWei
     return QuantizedWeight(integers, scale, zero_point, grid)
 
 
-def _fill(program: Program, table: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def _fill(program: Program, tensors: Mapping[str, Tensor]) -> None:
     """Put real tensors where the traced graph has placeholders."""
     module = program.graph_module
     for name in tensor_names(module):
@@ -103,16 +103,14 @@ def _fill(program: Program, table: Mapping[str, Any], tensors: Mapping[str, Tens
         elif name.endswith("_zero_point") and name.removesuffix("_zero_point") in program.weights:
             value = program.weights[name.removesuffix("_zero_point")].zero_point
         else:
-            value = _full_precision(module, name, table, tensors)
+            value = _full_precision(module, name, tensors)
         set_buffer(module, name, value)
 
 
-def _full_precision(module: nn.Module, name: str, table: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+def _full_precision(module: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
     """A stored tensor in the type that the graph has it in, its shape checked against the graph's."""
     expected = get_tensor(module, name)
     stored = tensors[name]
     if stored.shape != expected.shape:
         raise ArtifactError(f"tensor {name!r} has shape {list(stored.shape)}, the model {list(expected.shape)}")
-    if name not in table["dtypes"]:
-        return stored
-    return restore(stored, getattr(torch, table["dtypes"][name]))
+    return restore(stored, expected.dtype)

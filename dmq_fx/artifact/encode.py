@@ -11,9 +11,7 @@ from torch import Tensor
 from dmq_fx.artifact.packing import pack
 from dmq_fx.artifact.tensors import narrow
 from dmq_fx.planning import PlannedSite
-from dmq_fx.program.convert import SCALES, ZERO_POINTS
 from dmq_fx.program.graph_tools import get_tensor, tensor_names
-from dmq_fx.program.observe import TIMESTEPS
 from dmq_fx.program.program import Program
 
 STATIC_SCALES = "dmq.static_scale"
@@ -50,25 +48,16 @@ def _implied(program: Program, name: str) -> bool:
 def encode_sites(program: Program, errors: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The content of `quantization.json`.
 
-    errors: measured numbers by site, such as `sqnr_db`. Precisions are listed once and referred to by position.
-    `dtypes` holds the type of the tensors that were stored narrower than the graph has them.
+    A site's `rule` is its place in the lock. errors: measured numbers by site, such as `sqnr_db`. Precisions are listed once and referred to by position.
     """
     schemes: list[dict[str, Any]] = []
     sites = [_site(planned, schemes, errors.get(planned.name, {})) for planned in program.plan.sites]
-    module = program.graph_module
-    dtypes: dict[str, str] = {}
-    for name in tensor_names(module):
-        tensor = get_tensor(module, name)
-        if name not in program.weights and not _implied(program, name) and narrow(tensor).dtype != tensor.dtype:
-            dtypes[name] = str(tensor.dtype).removeprefix("torch.")
     return {
         "parameters": program.plan.parameters,
         "slots": len(program.timesteps),
-        "tables": [name for name in (TIMESTEPS, SCALES, ZERO_POINTS) if name in tensor_names(module)],
         "schemes": schemes,
         "sites": sites,
         "biases": sorted(program.biases),
-        "dtypes": dtypes,
     }
 
 
@@ -81,8 +70,8 @@ def _site(planned: PlannedSite, schemes: list[dict[str, Any]], errors: dict[str,
         "macs": planned.site.macs,
         "scheme": planned.scheme,
     }
-    if planned.rule:
-        row["rule"] = planned.rule
+    if planned.rule is not None:
+        row["rule"] = f"rules[{planned.rule}]"
     if planned.quantized:
         precision = {
             "weight": asdict(planned.weight) if planned.weight else None,

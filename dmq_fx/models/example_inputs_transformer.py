@@ -96,7 +96,7 @@ def hunyuan_dit(config: Any, make: InputMaker) -> Inputs:
     angles = make.unbatched(positions, config.attention_head_dim)
     return {
         "hidden_states": make.noise(config.in_channels, height, width),
-        "timestep": make.timestep(),
+        "timestep": make.timestep(dtype=make.dtype),
         "encoder_hidden_states": make.noise(config.text_len, config.cross_attention_dim),
         "text_embedding_mask": make.ones(config.text_len, dtype=torch.int64),
         "encoder_hidden_states_t5": make.noise(config.text_len_t5, config.cross_attention_dim_t5),

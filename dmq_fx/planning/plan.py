@@ -15,17 +15,19 @@ FULL_PRECISION_BITS = 32
 class PlannedSite:
     """A site and what is to be done to it.
 
-    rule: where the rule that decided stands (`file:line:column`), None if no rule matched.
+    rule: which rule decided, by its position in the resolved recipe; None if no rule matched.
+    rule_where: where that rule stands, as `file:line:column`.
     passes: recipe passes that work on this site. notes: typed reasons for what differs from the recipe.
     """
 
     site: Site
-    rule: str | None
+    rule: int | None
     scheme: str
     weight: WeightSpec | None
     activation: ActivationSpec | None
     passes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    rule_where: str | None = None
 
     @property
     def name(self) -> str:
@@ -79,7 +81,7 @@ class PlannedSite:
             "weight": asdict(self.weight) if self.weight else None,
             "activation": asdict(self.activation) if self.activation else None,
             "passes": list(self.passes),
-            "rule": self.rule,
+            "rule": self.rule_where,
             "bytes": self.bytes,
             "macs": self.site.macs,
             "bops": self.bops,

@@ -12,7 +12,7 @@ from dmq_fx.numerics.weights import scale_shape
 from dmq_fx.planning.batch_axis import batch_multiple
 from dmq_fx.planning.plan import Plan, PlannedSite
 from dmq_fx.recipe.language import ActivationSpec, Recipe, Rule, Scheme, WeightSpec
-from dmq_fx.recipe.matching import matches
+from dmq_fx.recipe.matching import first_match, matches
 from dmq_fx.sites import Site
 from dmq_fx.tracing import TracedModel
 
@@ -29,7 +29,8 @@ def make_plan(recipe: Recipe, sites: Sequence[Site], traced: TracedModel) -> Pla
 
 
 def _plan_site(recipe: Recipe, site: Site, traced: TracedModel, nodes: Mapping[str, fx.Node]) -> PlannedSite:
-    rule = next((rule for rule in recipe.rules if matches(rule.match, site)), None)
+    found = first_match(recipe.rules, site)
+    index, rule = found if found else (None, None)
     name = rule.scheme if rule else "none"
     scheme = Scheme() if name == "none" else recipe.schemes[name]
     weight = scheme.weight if site.weight else None
@@ -41,7 +42,8 @@ def _plan_site(recipe: Recipe, site: Site, traced: TracedModel, nodes: Mapping[s
         passes = tuple(name for name in passes if name in rule.passes)
     if weight is None and activation is None:
         name, passes = "none", ()
-    return PlannedSite(site, rule.where if rule else None, name, weight, activation, passes, notes)
+    where = rule.where if rule else None
+    return PlannedSite(site, index, name, weight, activation, passes, notes, where)
 
 
 def _activation(
@@ -78,7 +80,7 @@ def _check_rules(rules: Sequence[Rule], sites: Sequence[Site]) -> None:
             raise RecipeError(
                 f"this rule decides nothing: all {len(matched)} sites it matches are taken by earlier rules",
                 where=rule.where,
-                hint=f"the first of them, {matched[0].name!r}, is taken by the rule at {earlier}; put this rule before it",
+                hint=f"{matched[0].name!r}, the first of them, is taken by the rule at {earlier}; put this one before it",
             )
         raise RecipeError(
             "this rule matches no site of the model",

@@ -66,7 +66,8 @@ def _excludes(error: ValidationError) -> bool:
     """`error` says that the value is of another kind altogether than its alternative."""
     if error.relative_path:
         return False
-    single = error.validator == "enum" and len(error.validator_value) == 1
+    choices: Any = error.validator_value
+    single = error.validator == "enum" and len(choices) == 1
     nested = error.validator == "anyOf" and all(map(_excludes, error.context or ()))
     return error.validator in ("type", "const") or single or nested
 
@@ -76,7 +77,8 @@ def _explain(error: ValidationError, tree: Node) -> Iterator[Problem]:
     node = tree.at(path)
     schema: Any = error.schema
     if "propertyNames" in error.absolute_schema_path:
-        yield Problem(node.keys[error.instance], f"{_FORMS[_word(path)]}, got {shorten(error.instance)}")
+        name: Any = error.instance
+        yield Problem(node.keys[name], f"{_FORMS[_word(path)]}, got {shorten(name)}")
     elif error.validator == "additionalProperties":
         yield from _unknown_keys(node, path, list(schema["properties"]))
     elif error.validator == "required":
@@ -95,6 +97,8 @@ def _explain(error: ValidationError, tree: Node) -> Iterator[Problem]:
     elif error.validator == "pattern":
         form = _FORMS.get(_word(path), f"must match {schema['pattern']}")
         yield Problem(node.where, f"{_subject(path)} {form}, got {shorten(node.value)}")
+    elif error.validator == "not":  # the bare name of a pass
+        yield Problem(node.where, f"the pass {node.value!r} needs options", f"write `{node.value}: {{...}}`")
     elif error.validator in ("minItems", "minLength"):
         yield Problem(node.where, f"{_subject(path)} is empty", "leave the key out")
     else:

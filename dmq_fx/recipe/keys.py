@@ -6,7 +6,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from dmq_fx.errors import InternalError
 
@@ -83,7 +83,7 @@ def union_types(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
-def is_group(kind: Any) -> bool:
+def is_group(kind: Any) -> TypeGuard[type]:
     """`kind` is a dataclass of the language: a mapping with known keys."""
     return isinstance(kind, type) and is_dataclass(kind)
 

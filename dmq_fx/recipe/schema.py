@@ -122,10 +122,13 @@ def _pass_entry(passes: Mapping[str, type]) -> dict[str, Any]:
 
 
 def _required(kind: Any, passes: Mapping[str, type]) -> dict[str, Any]:
-    """A schema that asks for the required keys of `kind`, all the way down, and for nothing else."""
+    """A schema that asks for the required keys of `kind`, all the way down, and for nothing else.
+
+    A pass with required options cannot be a bare name.
+    """
     if kind is PassSpec:
         options = {name: found for name, cls in passes.items() if (found := _required(cls, passes))}
-        return {"properties": options} if options else {}
+        return {"not": {"enum": list(options)}, "properties": options} if options else {}
     if is_group(kind):
         names = [key.name for key in keys_of(kind) if key.required]
         nested = {key.name: found for key in keys_of(kind) if (found := _required(key.type, passes))}

@@ -8,7 +8,7 @@ from dmq_fx.roles.dataflow import DataFlow
 from dmq_fx.roles.values import aten, is_activation, is_arithmetic, is_norm, is_rearrangement, packet
 
 _NORM_PARTS = frozenset({aten.pow, aten.mean, aten.rsqrt, aten.sqrt, aten.neg, aten.pad, aten.constant_pad_nd})
-_JOINS = frozenset({aten.cat, aten.stack})
+_JOINS = frozenset({aten.cat, aten.stack, aten.slice_scatter, aten.select_scatter})
 _COMPLEX = frozenset({aten.view_as_complex, aten.view_as_real, aten.complex})
 
 

@@ -104,6 +104,8 @@ def _timestep(traced: TracedModel, value: Any, entry: TracedInput, sample: torch
     if not isinstance(value, torch.Tensor):
         value = torch.tensor(value, dtype=entry.dtype if isinstance(value, int) else torch.float32)
     value = value.to(sample.device)
+    if entry.dtype.is_floating_point:  # the other way round would round: graphs of integer timesteps take floats too
+        value = value.to(entry.dtype)
     batch = sample.shape[0]
     if len(entry.dims) != 1:
         _check_shape(traced, value, entry, batch)

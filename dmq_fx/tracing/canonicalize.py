@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
+from dmq_fx.tracing.functionalize import functionalize
+
 aten = torch.ops.aten
 
 _ASSERTS = frozenset(
@@ -104,6 +106,7 @@ PASSES: tuple[Callable[[fx.Graph], None], ...] = (
     drop_aliases,
     drop_casts,
     drop_slices,
+    functionalize,
     drop_unit_scales,
 )
 """In this order; each takes a graph and changes it in place."""

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dmq_fx.errors import RecipeError
-from dmq_fx.recipe import option, resolve
+from dmq_fx.recipe import resolve
+from dmq_fx.recipe.language import option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,7 +103,8 @@ RULES = "rules:\n  - {match: {}, scheme: w8}\n"
             "5:31: learning_rate must be greater than 0.0 and less than 1.0, got 1",
         ),
         ("passes: [les: {iterations: 13}]", "5:15: 13 iterations bring bad luck"),
-        ("passes: [pts]", "5:10: missing key 'max_shift' in passes.pts"),
+        ("passes: [pts]", "5:10: the pass 'pts' needs options\n  hint: write `pts: {...}`"),
+        ("passes: [pts: {}]", "5:15: missing key 'max_shift' in passes.pts"),
         ("passes: [5]", "5:10: an entry of passes must be a string or a mapping, got the integer 5"),
         (
             "passes: [{les: {}, split: {}}]",
