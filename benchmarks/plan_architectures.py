@@ -2,8 +2,8 @@
 
     python benchmarks/plan_architectures.py [NAME ...] [--dynamic-size]
 
-Prints one line an architecture: parameters, sites, attention products, GMACs at the traced size, and CPU seconds (which other programs on the machine do not change).
-Weights are neither read nor allocated.
+Prints one line an architecture: parameters, sites, attention products, GMACs at the traced size, and CPU seconds
+(which do not change with what else the machine does). Weights are neither read nor allocated.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def main() -> None:
     parser.add_argument("--dynamic-size", action="store_true", help="trace with any height and width (UNets)")
     options = parser.parse_args()
     names = options.names or sorted(path.stem for path in CONFIGS.glob("*.json"))
-    header = f"{'architecture':20} {'parameters':>12} {'sites':>6} {'products':>9} {'GMACs':>8} {'trace s':>8} {'roles s':>8}"
-    print(header, flush=True)
+    titles = ("parameters", 12), ("sites", 6), ("products", 9), ("GMACs", 9), ("trace s", 8), ("roles s", 8)
+    print("architecture".ljust(20), *(title.rjust(width) for title, width in titles), flush=True)
     for name in names:
         print(measure(name, dynamic_size=options.dynamic_size), flush=True)
 
@@ -43,7 +43,7 @@ def measure(name: str, *, dynamic_size: bool) -> str:
     products = sum(site.weight is None for site in sites)
     macs = sum(site.macs for site in sites) / 1e9
     times = f"{middle - start:8.1f} {end - middle:8.2f}"
-    return f"{name:20} {parameters / 1e6:11.1f}M {len(sites):6} {products:9} {macs:8.1f} {times}"
+    return f"{name:20} {parameters / 1e6:11.1f}M {len(sites):6} {products:9} {macs:9.1f} {times}"
 
 
 if __name__ == "__main__":

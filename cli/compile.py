@@ -24,6 +24,9 @@ def compile_command(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Also read .bin and .ckpt weights (tensors only).")
     ] = False,
+    dynamic_size: Annotated[
+        bool, typer.Option("--dynamic-size", help="The result takes any height and width (UNets).")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Compile a recipe for a model into an artifact.
@@ -44,6 +47,7 @@ def compile_command(
             dtype=dtype,
             force=force,
             allow_pickle=allow_pickle,
+            dynamic_size=dynamic_size,
             progress=show,
         )
     if json:

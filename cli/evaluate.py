@@ -35,7 +35,7 @@ def evaluate_command(
 
     Example: [bold]dmq eval out --samples 64 --json[/]
     """
-    from dmq_fx.evaluate import evaluate
+    from dmq_fx.evaluation import evaluate
 
     with progress(enabled=not json) as show:
         show("loading", 0, 0)

@@ -36,7 +36,7 @@ def sample_command(
 
     Example: [bold]dmq sample out -n 64 -o grid.png --compare[/]
     """
-    from dmq_fx.evaluate import open_pair, sample
+    from dmq_fx.evaluation import open_pair, sample
     from dmq_fx.images import save_grids
     from dmq_fx.metrics import compare as compare_models
     from dmq_fx.sampling import SamplerOptions

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dmq_fx.compiler import CompileResult, compile, plan
     from dmq_fx.errors import DmqError
-    from dmq_fx.evaluate import evaluate
-    from dmq_fx.load import load
+    from dmq_fx.evaluation import evaluate
+    from dmq_fx.loading import load
     from dmq_fx.metrics import Evaluation
     from dmq_fx.planning import Plan
     from dmq_fx.runtime import QuantizedDenoiser
@@ -25,8 +25,8 @@ _HOMES = {
     "compile": "dmq_fx.compiler",
     "plan": "dmq_fx.compiler",
     "DmqError": "dmq_fx.errors",
-    "evaluate": "dmq_fx.evaluate",
-    "load": "dmq_fx.load",
+    "evaluate": "dmq_fx.evaluation",
+    "load": "dmq_fx.loading",
     "Evaluation": "dmq_fx.metrics",
     "Plan": "dmq_fx.planning",
     "QuantizedDenoiser": "dmq_fx.runtime",

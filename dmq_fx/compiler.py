@@ -21,7 +21,7 @@ from dmq_fx.environment import package_versions
 from dmq_fx.errors import ModelError
 from dmq_fx.gates import GATE_SAMPLES, MEASURED_BY_SAMPLING, GateResult, check_gates
 from dmq_fx.inspection import site_rows, site_table_html
-from dmq_fx.load import load_opened
+from dmq_fx.loading import load_opened
 from dmq_fx.metrics import Evaluation, compare
 from dmq_fx.models import LoadedModel, fingerprint, load_denoiser_on_meta, load_model
 from dmq_fx.pass_api import PASSES
@@ -100,14 +100,17 @@ def compile(
     force: bool = False,
     allow_pickle: bool = False,
     inputs: dict[str, Any] | None = None,
+    dynamic_size: bool = False,
     cache: CalibrationCache | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> CompileResult:
     """Compile `recipe` for `model` into an artifact at `output`.
 
     recipe: a file or a library name. model: a `--model` string, a module or a pipeline. overrides: `key.path=value`.
-    dtype: type that the rest of the model computes in. force: replace an artifact that is there. inputs: example
-    inputs of a module whose class is not known. progress: called with (what, done, total; total 0 if unknown).
+    dtype: type that the rest of the model computes in. force: replace an artifact that is there.
+    inputs: keyword arguments of the denoiser's forward to trace it with, for a class that is not known, or for other
+    shapes than its config's. dynamic_size: the graph takes any height and width (UNets).
+    progress: called with (what, done, total; total 0 if unknown).
     Gates of `expect:` are measured and returned, not raised: `CompileResult.gates`.
     Raises RecipeError, ModelError, TraceError, CalibrationError, ArtifactError.
     """
@@ -120,10 +123,10 @@ def compile(
     if not loaded.has_weights:
         raise ModelError("this model has no weights", where=loaded.origin, hint="`dmq plan` needs none; compile does")
     progress("tracing", 0, 0)
-    traced = trace(loaded.denoiser, inputs)
+    traced = trace(loaded.denoiser, inputs, dynamic_size=dynamic_size)
     made = make_plan(resolved.recipe, find_sites(traced), traced)
     identity = fingerprint(loaded.denoiser)
-    found = _calibration(loaded, traced, resolved, made, identity, cache or CalibrationCache(), progress)
+    found = _calibration(loaded, traced, resolved, made, identity, cache or CalibrationCache(), progress, inputs)
     timesteps = torch.tensor(list(dict.fromkeys(found.timesteps)) if found else [], dtype=torch.float32)
     program = Program(traced, made, timesteps)
     context = PassContext(found, resolved.recipe.calibration.seed, torch.device(device), progress)
@@ -146,7 +149,7 @@ def compile(
         overwrite=force,
     )
     size = sum(record.size for record in manifest.files)
-    gates, evaluation = _gates(target, loaded, resolved, made, size, device, progress)
+    gates, evaluation = _gates(target, loaded, resolved, made, size, device, progress, inputs)
     seconds = time.perf_counter() - started
     return CompileResult(target, manifest.digest, seconds, made, size, gates, evaluation)
 
@@ -159,12 +162,19 @@ def _calibration(
     identity: str,
     cache: CalibrationCache,
     progress: Progress,
+    inputs: dict[str, Any] | None,
 ) -> CalibrationSet | None:
     """Calibration inputs, if anything needs them: activation ranges or passes."""
     if not made.needs_calibration and not resolved.recipe.passes:
         return None
     return calibration_set(
-        loaded, traced, resolved.recipe.calibration, fingerprint=identity, cache=cache, progress=progress
+        loaded,
+        traced,
+        resolved.recipe.calibration,
+        fingerprint=identity,
+        cache=cache,
+        progress=progress,
+        inputs=inputs,
     )
 
 
@@ -209,6 +219,7 @@ def _gates(
     size: int,
     device: str,
     progress: Progress,
+    inputs: dict[str, Any] | None,
 ) -> tuple[tuple[GateResult, ...], Evaluation | None]:
     expect = resolved.recipe.expect
     if not expect:
@@ -225,7 +236,7 @@ def _gates(
     if MEASURED_BY_SAMPLING & set(expect):
         quantized = load_opened(opened, device=device)
         options = SamplerOptions.of(resolved.recipe.calibration)
-        evaluation, _, _ = compare(loaded, quantized, options, GATE_SAMPLES, progress)
+        evaluation, _, _ = compare(loaded, quantized, options, GATE_SAMPLES, progress, inputs)
         measured["trajectory_mse"] = sum(evaluation.trajectory_mse) / len(evaluation.trajectory_mse)
         measured["final_mse"] = evaluation.final_mse
         measured["final_psnr"] = float("inf") if evaluation.final_psnr is None else evaluation.final_psnr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -55,12 +55,13 @@ def compare(
     options: SamplerOptions,
     samples: int,
     progress: Progress = lambda what, done, total: None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> tuple[Evaluation, Tensor, Tensor]:
-    """Sample both models from the same noise.
+    """Sample both models from the same noise; inputs: what a denoiser without a pipeline is called with.
 
     Returns the errors, and the images of full precision and of the quantized model.
     """
-    sampler = Sampler(loaded, options)
+    sampler = Sampler(loaded, options, inputs)
     sums: dict[str, list[float]] = {}
     pairs: list[tuple[Tensor, Tensor]] = []
     reference_run = _tracked(sampler, samples, loaded.denoiser)

@@ -16,7 +16,6 @@ import copy
 import io
 import json
 import math
-import os
 import tarfile
 import time
 import zipfile
@@ -98,7 +97,7 @@ def build_scheduler() -> DDIMScheduler:
 def save_atomically(state: dict, path: Path) -> None:
     temporary = path.with_suffix(".partial")
     torch.save(state, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def train(args: argparse.Namespace) -> None:

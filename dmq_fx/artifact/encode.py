@@ -48,7 +48,8 @@ def _implied(program: Program, name: str) -> bool:
 def encode_sites(program: Program, errors: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The content of `quantization.json`.
 
-    A site's `rule` is its place in the lock. errors: measured numbers by site, such as `sqnr_db`. Precisions are listed once and referred to by position.
+    errors: measured numbers by site, such as `sqnr_db`. Precisions are listed once and referred to by position; a
+    site's `rule` is its place in the lock.
     """
     schemes: list[dict[str, Any]] = []
     sites = [_site(planned, schemes, errors.get(planned.name, {})) for planned in program.plan.sites]

@@ -19,7 +19,7 @@ from dmq_fx.errors import ArtifactError
 from dmq_fx.models import LoadedModel, build_denoiser
 from dmq_fx.program import Program
 from dmq_fx.roles import find_sites
-from dmq_fx.tracing import graph_fingerprint, trace
+from dmq_fx.tracing import describe_inputs, graph_fingerprint, rebuild_inputs, trace
 
 TENSORS = "model.safetensors"
 SITES = "quantization.json"
@@ -76,7 +76,12 @@ def save_program(
             REPORT: canonical_json(report) + "\n",
             REPORT_HTML: html,
         },
-        {**content, "graph": graph_fingerprint(program.traced.graph_module)},
+        {
+            **content,
+            "graph": graph_fingerprint(program.traced.graph_module),
+            "inputs": describe_inputs(program.traced),
+            "dynamic_size": program.traced.dynamic_size,
+        },
         overwrite=overwrite,
     )
 
@@ -102,7 +107,8 @@ def load_program(opened: Opened, denoiser: torch.nn.Module | None = None) -> tup
     dtype = getattr(torch, opened.model["compute_dtype"])
     if denoiser is None:
         denoiser = build_denoiser(class_name, opened.config, dtype=dtype, where=str(opened.path / CONFIG))
-    traced = trace(denoiser)
+    inputs = rebuild_inputs(opened.manifest.content["inputs"], device_of(denoiser))
+    traced = trace(denoiser, inputs, dynamic_size=opened.manifest.content["dynamic_size"])
     if graph_fingerprint(traced.graph_module) != opened.manifest.content["graph"]:
         raise ArtifactError(
             "the model's graph is not the one that was compiled",
@@ -111,6 +117,11 @@ def load_program(opened: Opened, denoiser: torch.nn.Module | None = None) -> tup
         )
     tensors = load_tensors(opened.path / TENSORS)
     return decode_program(traced, find_sites(traced), opened.sites, tensors, str(opened.path)), denoiser
+
+
+def device_of(module: torch.nn.Module) -> torch.device:
+    """Where the module's first parameter is; the CPU if it has none."""
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def _versions(opened: Opened) -> str:

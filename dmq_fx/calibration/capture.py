@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +14,7 @@ from dmq_fx.errors import CalibrationError
 from dmq_fx.models import LoadedModel
 from dmq_fx.recipe.language import Calibration
 from dmq_fx.sampling import Sampler, SamplerOptions, watch_inputs
-from dmq_fx.tracing import TracedModel, bind_inputs
+from dmq_fx.tracing import TracedModel, bind_inputs, describe_inputs
 
 Progress = Callable[[str, int, int], None]
 
@@ -27,16 +27,17 @@ def calibration_set(
     fingerprint: str,
     cache: CalibrationCache,
     progress: Progress,
+    inputs: Mapping[str, Any] | None = None,
 ) -> CalibrationSet:
     """The inputs for `calibration`, from the cache or sampled now.
 
     The key covers everything that decides them: the model's fingerprint, the scheduler with its configuration,
     steps, samples, batch, prompts and seed.
     """
-    sampler = Sampler(loaded, SamplerOptions.of(calibration))
+    sampler = Sampler(loaded, SamplerOptions.of(calibration), inputs)
     key = cache.key_of(
         model=fingerprint,
-        inputs=list(traced.input_paths),
+        inputs=describe_inputs(traced),
         scheduler={"class": type(sampler.scheduler).__name__, **_plain(dict(sampler.scheduler.config))},
         **_plain(asdict(calibration)),
     )

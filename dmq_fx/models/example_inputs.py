@@ -92,13 +92,13 @@ def example_inputs(
     from dmq_fx.models import example_inputs_transformer, example_inputs_unet, example_inputs_video  # noqa: F401
 
     name = type(denoiser).__name__
-    if name not in EXAMPLE_INPUTS.names():
+    known = EXAMPLE_INPUTS.names()
+    if name not in known:
         raise TraceError(
             f"the inputs of {name} are not known",
             where=f"{type(denoiser).__module__}.{name}",
-            hint=f"pass inputs= (keyword arguments of its forward) in Python; known: {', '.join(EXAMPLE_INPUTS.names())}",
+            hint=f"pass inputs= (keyword arguments of its forward) in Python; known: {', '.join(known)}",
         )
     parameter = next(denoiser.parameters())
     maker = InputMaker(batch, torch.device(device or parameter.device), dtype or parameter.dtype, size)
     return EXAMPLE_INPUTS.get(name)(denoiser.config, maker)
-

@@ -30,8 +30,8 @@ def pixart(config: Any, make: InputMaker) -> Inputs:
     """PixArt alpha, with resolution and aspect ratio at 1024 pixels, and sigma, which has neither and more tokens."""
     sized = config.use_additional_conditions
     sized = config.sample_size == 128 if sized is None else sized
-    alpha = sized or config.interpolation_scale in (None, 1) and config.sample_size <= 64
-    tokens = _PIXART_ALPHA_TOKENS if alpha else _PIXART_SIGMA_TOKENS
+    sigma = config.use_additional_conditions is False  # sigma's published configs say so, alpha's say nothing
+    tokens = _PIXART_SIGMA_TOKENS if sigma else _PIXART_ALPHA_TOKENS
     inputs: Inputs = {
         "hidden_states": make.noise(config.in_channels, *make.latent_size(config.sample_size)),
         "encoder_hidden_states": make.noise(tokens, config.caption_channels),

@@ -14,7 +14,10 @@ _SDXL_TIME_IDS = 6
 @EXAMPLE_INPUTS.register("UNet2DModel")
 def unet_2d(config: Any, make: InputMaker) -> Inputs:
     """DDPM, DDIM and LDM pipelines: `sample`, `timestep`, and `class_labels` for a class-conditional model."""
-    inputs: Inputs = {"sample": make.noise(config.in_channels, *make.latent_size(config.sample_size)), "timestep": make.timestep()}
+    inputs: Inputs = {
+        "sample": make.noise(config.in_channels, *make.latent_size(config.sample_size)),
+        "timestep": make.timestep(),
+    }
     if config.num_class_embeds is not None:
         inputs["class_labels"] = make.integers(high=config.num_class_embeds)
     elif config.class_embed_type == "timestep":

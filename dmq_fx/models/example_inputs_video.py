@@ -11,7 +11,7 @@ _WAN_FRAMES, _WAN_SIZE, _WAN_TOKENS = 21, (60, 104), 512
 
 @EXAMPLE_INPUTS.register("CogVideoXTransformer3DModel")
 def cogvideox(config: Any, make: InputMaker) -> Inputs:
-    """CogVideoX: `[batch, frames, channels, height, width]`, T5 tokens, and rotary tables where the config asks for them."""
+    """CogVideoX: `[batch, frames, channels, height, width]`, T5 tokens, and rotary tables where the config has them."""
     frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
     frames += -frames % (config.patch_size_t or 1)
     height, width = make.latent_size((config.sample_height, config.sample_width))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from dmq_fx.errors import ModelError
@@ -53,7 +54,7 @@ def fetch_file(source: str, path: str, *, required: bool = True) -> Path | None:
         raise
 
 
-def _online(source: str, download):  # noqa: ANN001, ANN202 - the type is that of the callable given
+def _online(source: str, download: Callable[[], str]) -> str:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:

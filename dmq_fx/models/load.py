@@ -115,7 +115,5 @@ def _from_pipeline(pipeline: DiffusionPipeline) -> LoadedModel:
     return _loaded(freeze(denoiser), component, pipeline, f"python:{type(pipeline).__name__}")
 
 
-def _loaded(
-    denoiser: nn.Module, component: str, pipeline: DiffusionPipeline | None, origin: str
-) -> LoadedModel:
+def _loaded(denoiser: nn.Module, component: str, pipeline: DiffusionPipeline | None, origin: str) -> LoadedModel:
     return LoadedModel(denoiser, component, pipeline, origin, config_of(denoiser), type(denoiser).__name__)

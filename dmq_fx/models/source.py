@@ -38,7 +38,9 @@ def parse_source(source: str | Path) -> Source:
     if path.is_dir():
         return Source(text, folder_kind(path), path)
     if path.is_file():
-        hint = f"give its folder, or {CONFIG_PREFIX}{text} to plan from a config alone" if path.suffix == ".json" else None
+        hint = (
+            f"give its folder, or {CONFIG_PREFIX}{text} to plan from a config alone" if path.suffix == ".json" else None
+        )
         raise ModelError("a model is a folder, and this is a file", where=text, hint=hint or f"expected {FORMS}")
     if isinstance(source, str) and is_hub_id(text):
         return Source(text, "hub", None)

@@ -67,6 +67,7 @@ def _check_fit(site: Site, weight: WeightSpec, rule: Rule | None) -> None:
 
 
 def _check_rules(rules: Sequence[Rule], sites: Sequence[Site]) -> None:
+    """A rule must match a site, and must not be shadowed by its own file; a child's rules may shadow a parent's."""
     taken: dict[str, Rule] = {}
     for rule in rules:
         matched = [site for site in sites if matches(rule.match, site)]
@@ -77,16 +78,23 @@ def _check_rules(rules: Sequence[Rule], sites: Sequence[Site]) -> None:
             continue
         if matched:
             earlier = taken[matched[0].name].where
+            if _file(earlier) != _file(rule.where):
+                continue
             raise RecipeError(
                 f"this rule decides nothing: all {len(matched)} sites it matches are taken by earlier rules",
                 where=rule.where,
-                hint=f"{matched[0].name!r}, the first of them, is taken by the rule at {earlier}; put this one before it",
+                hint=f"{matched[0].name!r}, the first of them, went to the rule at {earlier}; put this one before it",
             )
         raise RecipeError(
             "this rule matches no site of the model",
             where=rule.where,
             hint=f"{_what_exists(rule, sites)}; `dmq plan` lists the sites; say `optional: true` if that is meant",
         )
+
+
+def _file(where: str) -> str:
+    """The file of a place `file:line:column`."""
+    return where.rsplit(":", 2)[0]
 
 
 def _what_exists(rule: Rule, sites: Sequence[Site]) -> str:

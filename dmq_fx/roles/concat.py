@@ -14,7 +14,10 @@ from dmq_fx.roles.values import aten, is_activation, is_arithmetic, is_norm, is_
 
 
 def skip_concats(flow: DataFlow) -> dict[fx.Node, int]:
-    """The decoder/encoder concats of a graph, with the channels of their first part (the decoder's in every known model)."""
+    """The decoder/encoder concats of a graph, with the channels of their first part.
+
+    The first part is the decoder's in every known model.
+    """
     found = {}
     for node in flow.graph.nodes:
         if packet(node) is not aten.cat or len(node.args[0]) != 2 or not flow.on_sample(node):
@@ -38,7 +41,7 @@ def skip_concat_sites(flow: DataFlow, concats: dict[fx.Node, int]) -> dict[fx.No
 
 
 def skip_connection_sites(flow: DataFlow, concats: dict[fx.Node, int]) -> set[fx.Node]:
-    """Residual shortcuts of a concat: sites that read it as it is, whose output is added to a path that reads it too."""
+    """Residual shortcuts of a concat: sites that read it as it is, and are added to a path that reads it too."""
     found = set()
     for concat in concats:
         for node in flow.forward(concat, _is_cast):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 
 from torch import fx
 
@@ -36,12 +37,14 @@ class DataFlow:
 
     operations: the ops that can be sites, by node, in execution order.
     sample, timestep: bits of the placeholders that hold the noisy sample and the timestep.
+    batch: of the trace's example inputs.
     """
 
     graph: fx.Graph
     operations: dict[fx.Node, Operation]
     sample: int
     timestep: int
+    batch: int
     _placeholders: dict[fx.Node, int]
     _ancestors: dict[fx.Node, int]
     _index: dict[fx.Node, int]
@@ -63,12 +66,12 @@ class DataFlow:
         return self._index[node]
 
     def is_vector(self, node: fx.Node) -> bool:
-        """One vector a sample (`[batch, channels]`, or with sizes of one between): an embedding, not features."""
+        """One vector a sample (`[batch, channels]`, or with sizes of one around): an embedding, not features."""
         dims = shape(node)
-        return len(dims) >= 2 and all(dim == 1 for dim in dims[1:-1])
+        return len(dims) >= 2 and prod(dims[:-1]) == self.batch
 
     def forward(self, start: fx.Node, through: Callable[[fx.Node], bool]) -> Iterator[fx.Node]:
-        """Nodes reached from `start` along its users, going on where `through` allows; those it refuses are given too."""
+        """Nodes reached from `start` along users, going on where `through` allows; those it refuses are given too."""
         yield from _walk(start, lambda node: [user for user in node.users if is_tensor(user)], through)
 
     def backward(self, start: fx.Node, through: Callable[[fx.Node], bool]) -> Iterator[fx.Node]:
@@ -94,9 +97,12 @@ def data_flow(traced: TracedModel) -> DataFlow:
             before |= ancestors[source] | (1 << index[source])
         placeholders[node], ancestors[node] = depends, before
     operations = {node: found for node in traced.graph.nodes if (found := operation(node)) is not None}
-    operations = {node: found for node, found in operations.items() if placeholders[node] and _both(found, placeholders)}
+    operations = {
+        node: found for node, found in operations.items() if placeholders[node] and _both(found, placeholders)
+    }
     timestep = bits.get(traced.timestep, 0) if traced.timestep else 0
-    return DataFlow(traced.graph, operations, bits[traced.inputs[0].name], timestep, placeholders, ancestors, index)
+    sample, batch = bits[traced.inputs[0].name], traced.example[0].shape[0]
+    return DataFlow(traced.graph, operations, sample, timestep, batch, placeholders, ancestors, index)
 
 
 def _both(found: Operation, placeholders: dict[fx.Node, int]) -> bool:

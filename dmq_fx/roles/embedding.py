@@ -1,8 +1,10 @@
 """Roles of what does not depend on the noisy sample: `time_embedding`, `conditioning`; and `modulation`.
 
 `time_embedding` is every site that makes or projects the vector which conditions all blocks: its input is the timestep,
-or a vector (class, pooled text, size) that joins the timestep's before either meets the sample. It includes the blocks' own
-projections (`time_emb_proj`, adaLN linears); those whose output *scales* features are `modulation` too.
+or a vector (class, pooled text, size) that joins the timestep's before either meets the sample. It includes the
+blocks' own projections (`time_emb_proj`, adaLN linears); those whose output *scales* features are `modulation` too.
+Where a model adds a table to the embedding itself and scales with it (PixArt's, Sana's and Wan's last layer), the last
+linear of the timestep's MLP is `modulation` as well.
 `conditioning` is every other site that depends on the conditioning input alone: projections of text, and the keys and
 values of cross-attention.
 """
@@ -19,9 +21,9 @@ def time_embedding_sites(flow: DataFlow) -> set[fx.Node]:
     """Sites on vectors that depend on the timestep, or join one that does, and never on the sample."""
     found = set()
     for node, operation in flow.operations.items():
-        if operation.weighted and not flow.on_sample(node) and flow.is_vector(node):
-            if flow.depends(node) & flow.timestep or _joins_timestep(flow, node):
-                found.add(node)
+        vector = operation.weighted and not flow.on_sample(node) and flow.is_vector(node)
+        if vector and (flow.depends(node) & flow.timestep or _joins_timestep(flow, node)):
+            found.add(node)
     return found
 
 
@@ -44,7 +46,8 @@ def _joins_timestep(flow: DataFlow, site: fx.Node) -> bool:
     """A vector computed from the site depends on the timestep, before any of it meets the sample."""
 
     def through(node: fx.Node) -> bool:
-        return not flow.on_sample(node) and flow.is_vector(node)
+        product = node in flow.operations and not flow.operations[node].weighted
+        return not flow.on_sample(node) and flow.is_vector(node) and not product
 
     return any(through(node) and flow.depends(node) & flow.timestep for node in flow.forward(site, through))
 

@@ -24,7 +24,6 @@ def find_sites(traced: TracedModel) -> tuple[Site, ...]:
     flow = data_flow(traced)
     splits = skip_concat_sites(flow, skip_concats(flow))
     roles = node_roles(flow)
-    batch = traced.example[0].shape[0]
     calls: Counter[str] = Counter()
     sites = []
     for node, operation in flow.operations.items():
@@ -41,7 +40,7 @@ def find_sites(traced: TracedModel) -> tuple[Site, ...]:
                 weight=_target(operation.weight),
                 bias=_target(operation.bias),
                 weight_shape=shape(operation.weight) if operation.weight is not None else None,
-                macs=macs(operation, batch),
+                macs=macs(operation, flow.batch),
                 pads=pads(operation),
                 split=splits.get(node),
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-import torch
 from torch import fx
 
 from dmq_fx.roles.values import aten, is_rearrangement, packet, shape
@@ -67,6 +66,17 @@ def kernel_stride(operation: Operation) -> tuple[tuple[int, ...], tuple[int, ...
         return (), ()
     kernel = shape(operation.weight)[2:]
     return kernel, _repeat(_argument(operation.node, 3, "stride", 1), len(kernel))
+
+
+def is_pointwise(operation: Operation) -> bool:
+    """A linear, or a convolution that mixes channels at one position: kernel of one, one group."""
+    kernel, _ = kernel_stride(operation)
+    return operation.kind == "linear" or (bool(kernel) and set(kernel) == {1} and not is_depthwise(operation))
+
+
+def is_depthwise(operation: Operation) -> bool:
+    """A convolution of each channel by itself."""
+    return operation.weight is not None and operation.kind.startswith("conv") and shape(operation.weight)[1] == 1
 
 
 def pads(operation: Operation) -> bool:
@@ -133,8 +143,3 @@ def _repeat(value: object, length: int) -> tuple[int, ...]:
     if isinstance(value, (list, tuple)):
         return tuple(value) if len(value) != 1 else tuple(value) * length
     return (value,) * length  # type: ignore[return-value]
-
-
-def batch_of(inputs: tuple[torch.Tensor, ...]) -> int:
-    """The batch of a trace's example inputs."""
-    return inputs[0].shape[0]

@@ -29,7 +29,9 @@ def first_sites(flow: DataFlow) -> set[fx.Node]:
     """Weighted sites that read the noisy sample alone, with no other site between: `conv_in`, patch embeddings."""
     found = set()
     for node, operation in flow.operations.items():
-        earlier = any(flow.is_ancestor(other, node) for other in flow.operations if flow.index(other) < flow.index(node))
+        earlier = any(
+            flow.is_ancestor(other, node) for other in flow.operations if flow.index(other) < flow.index(node)
+        )
         if operation.weighted and flow.depends(node) == flow.sample and not earlier:
             found.add(node)
     return found

@@ -1,9 +1,9 @@
 """Roles in residual blocks: `block_in`, `block_out`, `feed_forward`.
 
-A residual block is a sum of features and of something computed from them, where the features may go through a shortcut
-site first. `block_in` and `block_out` are the first and last weighted sites of its main path: a ResNet block's `conv1` and
-`conv2`, a transformer's `proj_in` and `proj_out`, a feed-forward's two linears. Sites of an attention (queries, keys,
-values, output) are left out: they have roles of their own.
+A residual block is a sum of features and of something computed from them, where the features may go through a
+shortcut site first. `block_in` and `block_out` are the first and last weighted sites of its main path: a ResNet block's
+`conv1` and `conv2`, a transformer's `proj_in` and `proj_out`, a feed-forward's two linears. Sites of an attention
+(queries, keys, values, output) are left out: they have roles of their own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from dmq_fx.roles.dataflow import DataFlow
+from dmq_fx.roles.operations import is_depthwise, is_pointwise
 from dmq_fx.roles.values import aten, is_activation, is_arithmetic, is_rearrangement, packet, shape
 
 
@@ -69,17 +70,16 @@ def block_out_sites(flow: DataFlow, blocks: list[ResidualBlock], attention: set[
 
 
 def feed_forward_sites(flow: DataFlow, blocks: list[ResidualBlock], attention: set[fx.Node]) -> set[fx.Node]:
-    """Linears in a residual block that feed a nonlinearity or gate, and the linear behind it."""
-    linears = {
-        node
-        for block in blocks
-        for node in main_path_sites(flow, block.entry, block.end)
-        if flow.operations[node].kind == "linear" and len(shape(node)) >= 3
-    }
+    """Linears of a residual block with a nonlinearity or gate between, and no norm.
+
+    A convolution of one position is a linear; a depthwise one may stand between (Sana) and then belongs to them.
+    """
+    paths = {node for block in blocks for node in main_path_sites(flow, block.entry, block.end)}
+    linears = {node for node in paths if is_pointwise(flow.operations[node]) and len(shape(node)) >= 3}
     found = set()
     for node in linears - attention:
-        behind = _behind_nonlinearity(flow, node) & linears
-        if behind:
+        behind = _behind_nonlinearity(flow, node) & paths
+        if behind & linears:
             found |= {node} | behind
     return found
 
@@ -98,7 +98,10 @@ def _entry(flow: DataFlow, shortcut: fx.Node, end: fx.Node) -> fx.Node | None:
 
 
 def _behind_nonlinearity(flow: DataFlow, site: fx.Node) -> set[fx.Node]:
-    """Sites reached from `site` on ways that pass a nonlinearity or a product of features, and no other site or sum."""
+    """Sites reached from `site` past a nonlinearity or a product of features, without a norm or a sum of features.
+
+    Ways end at other sites, but for depthwise convolutions.
+    """
     found = set()
     stack = [(user, False) for user in site.users]
     seen: set[tuple[fx.Node, bool]] = set()
@@ -109,6 +112,8 @@ def _behind_nonlinearity(flow: DataFlow, site: fx.Node) -> set[fx.Node]:
         seen.add((node, bent))
         if node in flow.operations:
             found |= {node} if bent else set()
+            if is_depthwise(flow.operations[node]):
+                stack += [(user, bent) for user in node.users]
         elif is_activation(node) or _is_gate(flow, node):
             stack += [(user, True) for user in node.users]
         elif is_rearrangement(node) or packet(node) is aten.cat or _is_scaling(flow, node):

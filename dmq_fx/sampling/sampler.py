@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,14 +45,19 @@ class Sampler:
     """A pipeline (or a bare denoiser's loop) with a denoiser that can be swapped.
 
     The loaded model's pipeline is used as it is: its scheduler and denoiser are put back after every run.
+    inputs: what a bare denoiser is called with; not used with a pipeline.
     """
 
-    def __init__(self, loaded: LoadedModel, options: SamplerOptions) -> None:
+    def __init__(self, loaded: LoadedModel, options: SamplerOptions, inputs: Mapping[str, Any] | None = None) -> None:
         self.loaded = loaded
         self.options = options
-        self.pipeline: Any = loaded.pipeline or DenoiserLoop(loaded.denoiser, loaded.class_name)
+        self.pipeline: Any = loaded.pipeline or DenoiserLoop(loaded.denoiser, loaded.class_name, inputs)
         self.component = loaded.component if loaded.pipeline is not None else "denoiser"
         self.scheduler = make_scheduler(options.scheduler, self.pipeline.scheduler)
+        self.pixels = options.scheduler != "pipeline" and _is_plain(self.pipeline)
+        if self.pixels:  # such a pipeline passes arguments that only its own scheduler takes
+            self.pipeline = DenoiserLoop(loaded.denoiser, loaded.class_name, inputs, self.scheduler)
+            self.component = "denoiser"
         if hasattr(self.pipeline, "set_progress_bar_config"):
             self.pipeline.set_progress_bar_config(disable=True)
 
@@ -75,10 +80,23 @@ class Sampler:
         seeds = range(self.options.seed + first, self.options.seed + first + count)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         if isinstance(self.pipeline, DenoiserLoop):
-            return self.pipeline(count, self.options.steps, generators)
-        output = self.pipeline(**self._arguments(first, count, generators))
+            latents = self.pipeline(count, self.options.steps, generators)
+            return (latents / 2 + 0.5).clamp(0, 1) if self.pixels else latents
+        output = self._call_pipeline(self._arguments(first, count, generators))
         images = torch.as_tensor(output[0])
         return images.permute(0, 3, 1, 2) if images.dim() == 4 else images
+
+    def _call_pipeline(self, arguments: dict[str, Any]) -> Any:
+        try:
+            return self.pipeline(**arguments)
+        except TypeError as error:
+            if self.options.scheduler == "pipeline":
+                raise
+            raise CalibrationError(
+                f"{type(self.pipeline).__name__} cannot use the sampler {self.options.scheduler!r}: {error}",
+                where="calibration.sampler",
+                hint="use `sampler: pipeline`",
+            ) from error
 
     def _arguments(self, first: int, count: int, generators: Sequence[torch.Generator]) -> dict[str, Any]:
         accepted = inspect.signature(self.pipeline.__call__).parameters
@@ -105,3 +123,8 @@ class Sampler:
         if self.options.guidance_scale is not None:
             arguments["guidance_scale"] = self.options.guidance_scale
         return {key: value for key, value in arguments.items() if key in accepted}
+
+
+def _is_plain(pipeline: Any) -> bool:
+    """A pipeline of nothing but a denoiser of pixels and a scheduler (DDPM, DDIM, PNDM)."""
+    return set(getattr(pipeline, "components", {})) == {"unet", "scheduler"}

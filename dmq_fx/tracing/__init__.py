@@ -4,6 +4,7 @@ from dmq_fx.tracing.bind import InputError, bind_inputs
 from dmq_fx.tracing.canonicalize import canonicalize
 from dmq_fx.tracing.device import retarget
 from dmq_fx.tracing.fingerprint import graph_fingerprint
+from dmq_fx.tracing.inputs import describe_inputs, rebuild_inputs, repeat_inputs
 from dmq_fx.tracing.trace import trace
 from dmq_fx.tracing.traced import TracedInput, TracedModel
 
@@ -13,7 +14,10 @@ __all__ = [
     "TracedModel",
     "bind_inputs",
     "canonicalize",
+    "describe_inputs",
     "graph_fingerprint",
+    "rebuild_inputs",
+    "repeat_inputs",
     "retarget",
     "trace",
 ]

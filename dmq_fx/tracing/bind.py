@@ -47,7 +47,9 @@ def _bind(traced: TracedModel, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         names = list(traced.signature.parameters)
         unknown = next((name for name in kwargs if name not in names), None)
         hint = did_you_mean(unknown, names) if unknown else None
-        raise InputError(str(error), where=traced.class_name, hint=hint or f"forward takes {', '.join(names)}") from None
+        raise InputError(
+            str(error), where=traced.class_name, hint=hint or f"forward takes {', '.join(names)}"
+        ) from None
     arguments = {}
     for name, value in bound.items():
         default = traced.signature.parameters[name].default
@@ -75,20 +77,24 @@ def _check_names(traced: TracedModel, leaves: dict[str, Any]) -> None:
     known = (*traced.input_paths, *traced.constants)
     missing = [path for path in traced.input_paths if path not in leaves]
     if missing:
-        raise InputError(f"missing {', '.join(missing)}", where=traced.class_name, hint=f"traced with {', '.join(known)}")
-    for path, value in leaves.items():
-        if path in traced.constants:
-            if value != traced.constants[path]:
-                raise InputError(
-                    f"{path}={value!r}, and the trace has {traced.constants[path]!r}",
-                    where=traced.class_name,
-                    hint="trace the model again with the inputs= that your pipeline passes",
-                )
-        elif path not in traced.input_paths:
+        raise InputError(
+            f"missing {', '.join(missing)}", where=traced.class_name, hint=f"traced with {', '.join(known)}"
+        )
+    for path in leaves:
+        if path not in known:
             raise InputError(
                 f"the trace has not seen the argument {path!r}",
                 where=traced.class_name,
                 hint=f"traced with {', '.join(known)}; trace again with inputs= that include it",
+            )
+    for path, wanted in traced.constants.items():
+        parameter = traced.signature.parameters.get(path)
+        value = leaves.get(path, parameter.default if parameter else None)
+        if value != wanted:
+            raise InputError(
+                f"{path}={value!r}, and the trace has {wanted!r}",
+                where=traced.class_name,
+                hint="trace the model again with the inputs= that your pipeline passes",
             )
 
 

@@ -122,7 +122,9 @@ def _bypass(node: fx.Node) -> None:
 
 def _delete_unused_tensors(graph_module: fx.GraphModule) -> None:
     used = {node.target for node in graph_module.graph.nodes if node.op == "get_attr"}
-    for name in [name for name, _ in graph_module.named_parameters()] + [name for name, _ in graph_module.named_buffers()]:
+    for name in [name for name, _ in graph_module.named_parameters()] + [
+        name for name, _ in graph_module.named_buffers()
+    ]:
         if name not in used:
             owner, _, attribute = name.rpartition(".")
             delattr(graph_module.get_submodule(owner), attribute)

@@ -40,12 +40,8 @@ def functionalize(graph: fx.Graph) -> None:
     Raises TraceError for a mutation that other views of the same memory could see.
     """
     for node in list(graph.nodes):
-        if not _mutates(node):
-            continue
-        if node.target is aten.copy_.default:
-            _replace_copy(graph, node)
-        else:
-            _replace_elementwise(graph, node)
+        if _mutates(node):
+            _replace(graph, node)
 
 
 def _mutates(node: fx.Node) -> bool:
@@ -53,48 +49,51 @@ def _mutates(node: fx.Node) -> bool:
     return node.op == "call_function" and schema is not None and schema.is_mutable
 
 
-def _replace_elementwise(graph: fx.Graph, node: fx.Node) -> None:
-    """`x.op_(y)` becomes `op(x, y)`, and later readers of `x` read its result."""
-    packet = node.target.overloadpacket  # type: ignore[union-attr]
-    functional = getattr(aten, packet.__name__.removesuffix("_"), None)
-    overload = node.target._overloadname  # type: ignore[union-attr]
-    target = node.args[0]
-    if functional is None or overload not in functional.overloads() or not isinstance(target, fx.Node):
-        raise _unsupported(node)
-    _check_unshared(target, node)
-    node.target = getattr(functional, overload)
-    _redirect(target, node)
-
-
-def _replace_copy(graph: fx.Graph, node: fx.Node) -> None:
-    """`base[part].copy_(value)` becomes `base' = scatter(base, value, part)`; later readers of `base` read `base'`."""
+def _replace(graph: fx.Graph, node: fx.Node) -> None:
+    """`base[part].op_(y)` becomes `scatter(base, op(base[part], y), part)`; later readers of `base` read that."""
     chain: list[fx.Node] = []
-    view, value = node.args[0], node.args[1]
-    while isinstance(view, fx.Node) and view.target in _SCATTERS:
-        chain.append(view)
-        view = view.args[0]
-    if not isinstance(view, fx.Node) or not isinstance(value, fx.Node) or any(len(part.users) > 1 for part in chain):
+    base = node.args[0]
+    while isinstance(base, fx.Node) and base.target in _SCATTERS:
+        chain.append(base)
+        base = base.args[0]
+    if not isinstance(base, fx.Node):
         raise _unsupported(node)
-    _check_unshared(view, node)
-    with graph.inserting_before(node):
-        for part in chain:
-            result = graph.call_function(
-                _SCATTERS[part.target],  # type: ignore[index]
-                (part.args[0], value, *part.args[1:]),
-            )
-            result.meta = {**node.meta, "val": part.args[0].meta["val"]}  # type: ignore[union-attr]
-            value = result
-    node.replace_all_uses_with(value)
-    graph.erase_node(node)
     for part in chain:
-        graph.erase_node(part)
-    _redirect(view, value)
+        if any(node < user for user in part.users):
+            raise _unsupported(node)
+    _check_unshared(base, node)
+    with graph.inserting_before(node):
+        result = _result(graph, node)
+        for part in chain:
+            arguments = (part.args[0], result, *part.args[1:])
+            result = graph.call_function(_SCATTERS[part.target], arguments)  # type: ignore[index]
+            result.meta = {**node.meta, "val": part.args[0].meta["val"]}  # type: ignore[union-attr]
+    _redirect(base, node, result)
+    node.replace_all_uses_with(result)
+    graph.erase_node(node)
 
 
-def _redirect(before: fx.Node, after: fx.Node) -> None:
-    """Readers of `before` that come after `after` read `after`."""
+def _result(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """What a mutation writes, as a value: the functional form of its op."""
+    if node.target is aten.copy_.default:
+        value = node.args[1]
+        if isinstance(value, fx.Node) and value.meta["val"].shape == node.meta["val"].shape:
+            return value
+        functional, overload = aten.copy, "default"
+    else:
+        name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
+        functional, overload = getattr(aten, name.removesuffix("_"), None), node.target._overloadname  # type: ignore[union-attr]
+    if functional is None or overload not in functional.overloads():
+        raise _unsupported(node)
+    result = graph.call_function(getattr(functional, overload), node.args, node.kwargs)
+    result.meta = dict(node.meta)
+    return result
+
+
+def _redirect(before: fx.Node, mutation: fx.Node, after: fx.Node) -> None:
+    """Readers of `before` that come after the mutation read `after`."""
     for user in list(before.users):
-        if after < user:
+        if mutation < user:
             user.replace_input_with(before, after)
 
 

@@ -82,7 +82,7 @@ def _inputs(
             continue
         original = _at(arguments, keys)
         batched = original.dim() > 0 and original.shape[0] == batch
-        dims = tuple(size if isinstance(size, int) else None for size in value.shape)
+        dims = tuple(size if isinstance(size, int) else size.node.maybe_as_int() for size in value.shape)
         if batched and dims[0] is not None:
             raise TraceError(
                 f"the model's code fixes the batch of {path!r} to {dims[0]}",

@@ -1,17 +1,21 @@
 """Architectures for tests: published configs in full, and a tiny model of each family with random weights.
 
-Load it with `importlib` (see `tests/conftest.py`'s `architectures` fixture) or run from this folder.
+A folder of tests whose conftest.py puts `tests/architectures` on `sys.path` imports it as `catalog`.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from dmq_fx.models import build_denoiser, example_inputs
+from dmq_fx.models import build_denoiser, example_inputs, load_denoiser_on_meta
+from dmq_fx.roles import find_sites
+from dmq_fx.sites import Site
+from dmq_fx.tracing import TracedModel, trace
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -27,9 +31,9 @@ _UNET: dict[str, Any] = {
 }
 _TEXT_UNET: dict[str, Any] = {
     **_UNET,
-    "block_out_channels": (8, 16, 24),
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": (8, 16),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     "cross_attention_dim": 12,
     "attention_head_dim": 2,
 }
@@ -77,9 +81,9 @@ _TINY: dict[str, tuple[str, dict[str, Any]]] = {
         "UNet2DConditionModel",
         {
             **_TEXT_UNET,
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "transformer_layers_per_block": (1, 1, 2),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2),
             "use_linear_projection": True,
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": 4,
@@ -100,7 +104,10 @@ _TINY: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "pixart-alpha": ("PixArtTransformer2DModel", {**_PIXART, "use_additional_conditions": True}),
-    "pixart-sigma": ("PixArtTransformer2DModel", {**_PIXART, "interpolation_scale": 2, "use_additional_conditions": False}),
+    "pixart-sigma": (
+        "PixArtTransformer2DModel",
+        {**_PIXART, "interpolation_scale": 2, "use_additional_conditions": False},
+    ),
     "sd3": (
         "SD3Transformer2DModel",
         {
@@ -214,6 +221,24 @@ def tiny_model(name: str, *, device: str = "cpu", seed: int = 0) -> nn.Module:
 def tiny_inputs(name: str, batch: int = 2, *, device: str = "cpu") -> dict[str, Any]:
     """Keyword arguments for a tiny model's forward."""
     return example_inputs(tiny_model(name, device="meta"), batch, device=device, size=_SIZE.get(name))
+
+
+@cache
+def traced_tiny(name: str, device: str = "cpu") -> TracedModel:
+    """The trace of a tiny model, made once in a test session: do not change its graph."""
+    return trace(tiny_model(name, device=device), tiny_inputs(name, device=device))
+
+
+@cache
+def tiny_sites(name: str) -> tuple[Site, ...]:
+    """The sites of a tiny model."""
+    return find_sites(traced_tiny(name))
+
+
+@cache
+def full_sites(name: str) -> tuple[Site, ...]:
+    """The sites of a published architecture, traced on the meta device."""
+    return find_sites(trace(load_denoiser_on_meta(f"config:{FULL[name]}").denoiser))
 
 
 def _randomise(denoiser: nn.Module, seed: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dmq_fx.artifact.folder import Opened, open_artifact
 from dmq_fx.errors import ModelError
-from dmq_fx.load import load_opened
+from dmq_fx.loading import load_opened
 from dmq_fx.metrics import Evaluation, compare
 from dmq_fx.models import LoadedModel, fingerprint, load_model
 from dmq_fx.runtime import QuantizedDenoiser
@@ -82,9 +82,14 @@ def evaluate(
     prompts: tuple[str, ...] = (),
     backend: str | None = None,
     device: str = "cpu",
+    inputs: Mapping[str, Any] | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Evaluation:
-    """Error of an artifact against full precision from the same noise: along the trajectory and of the images."""
+    """Error of an artifact against full precision from the same noise: along the trajectory and of the images.
+
+    model: the full-precision model, if it is not where the artifact says. inputs: what a denoiser without a pipeline
+    is called with.
+    """
     pair = open_pair(artifact, model=model, backend=backend, device=device)
     options = SamplerOptions(steps=steps, batch=batch, seed=seed, scheduler=scheduler, prompts=prompts)
-    return compare(pair.reference, pair.quantized, options, samples, progress)[0]
+    return compare(pair.reference, pair.quantized, options, samples, progress, inputs)[0]

@@ -1,0 +1,106 @@
+"""A loaded artifact stands where the denoiser stood."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMPipeline
+
+import dmq_fx
+from dmq_fx.errors import BackendError
+from dmq_fx.runtime import QuantizedDenoiser
+from dmq_fx.tracing import InputError
+
+
+@pytest.fixture(scope="module")
+def quantized(artifact: Path) -> QuantizedDenoiser:
+    return dmq_fx.load(artifact)
+
+
+@pytest.fixture(scope="module")
+def pipeline(pipeline_folder: Path) -> DDIMPipeline:
+    pipeline = DDIMPipeline.from_pretrained(pipeline_folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_pipeline_with_a_swapped_denoiser(quantized: QuantizedDenoiser, pipeline_folder: Path) -> None:
+    pipeline = DDIMPipeline.from_pretrained(pipeline_folder)
+    pipeline.set_progress_bar_config(disable=True)
+    images = []
+    for denoiser in (pipeline.unet, quantized):
+        pipeline.unet = denoiser
+        generator = [torch.Generator().manual_seed(seed) for seed in range(3)]
+        images.append(pipeline(3, generator, num_inference_steps=4, output_type="np").images)
+    exact, found = images
+    assert exact.shape == found.shape == (3, 16, 16, 3)
+    error = ((exact - found) ** 2).mean()
+    assert 0 < error < 4e-3
+
+
+def test_called_like_the_original(quantized: QuantizedDenoiser, pipeline: DDIMPipeline) -> None:
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        exact = pipeline.unet(x, 750).sample
+        forms = (
+            quantized(x, 750).sample,
+            quantized(x, torch.tensor(750), return_dict=False)[0],
+            quantized(sample=x, timestep=torch.tensor([750, 750])).sample,
+            quantized(x, 750, class_labels=None)[0],
+        )
+    for form in forms:
+        assert torch.equal(form, forms[0])
+    assert float((exact - forms[0]).square().mean() / exact.square().mean()) < 2e-2
+
+
+def test_attributes_are_those_of_the_original(quantized: QuantizedDenoiser, pipeline: DDIMPipeline) -> None:
+    assert quantized.config.sample_size == 16
+    assert quantized.config["in_channels"] == 3
+    assert quantized.dtype == torch.float32
+    assert quantized.device == torch.device("cpu")
+    assert quantized.time_embedding.linear_1.in_features == 16
+    assert quantized.info["recipe"]["name"] == "ptq/w8a8"
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = quantized.nonsense
+
+
+def test_any_batch(quantized: QuantizedDenoiser) -> None:
+    """The traced model must not have fixed a batch: 1, and 65 (diffusers branches at 64)."""
+    x = torch.randn(65, 3, 16, 16)
+    with torch.no_grad():
+        many = quantized(x, 10).sample
+        one = quantized(x[7:8], 10).sample
+    assert many.shape == x.shape
+    assert float((many[7:8] - one).square().mean() / one.square().mean()) < 1e-2
+
+
+def test_input_that_was_not_traced(quantized: QuantizedDenoiser) -> None:
+    with pytest.raises(InputError, match="the trace has not seen the argument 'class_labels'"):
+        quantized(torch.randn(2, 3, 16, 16), 1, class_labels=torch.tensor([1, 2]))
+
+
+def test_other_size(quantized: QuantizedDenoiser) -> None:
+    with pytest.raises(InputError, match=r"sample has shape \[2, 3, 32, 32\], expected \[2, 3, 16, 16\]"):
+        quantized(torch.randn(2, 3, 32, 32), 1)
+
+
+def test_type_is_kept(quantized: QuantizedDenoiser) -> None:
+    with pytest.raises(BackendError, match="keeps the type that it was compiled with"):
+        quantized.to(torch.float16)
+    assert quantized.to("cpu") is quantized
+
+
+def test_state_is_integers(quantized: QuantizedDenoiser) -> None:
+    state = quantized.state_dict()
+    assert state["lowered.conv_in.weight"].dtype == torch.int8
+    assert not any(parameter.requires_grad for parameter in quantized.parameters())
+
+
+@pytest.mark.parametrize("device", ["cuda"])
+def test_device_that_is_not_there(artifact: Path, device: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has the device")
+    with pytest.raises(BackendError, match="no CUDA device is available"):
+        dmq_fx.load(artifact, device=device)
