@@ -60,7 +60,7 @@ def _capture(
 
     def keep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensors = bind_inputs(traced, args, kwargs)
-        steps.append({name: t.detach().cpu().clone() for name, t in zip(traced.input_paths, tensors, strict=True)})
+        steps.append({name: _kept(t) for name, t in zip(traced.input_paths, tensors, strict=True)})
 
     with cache.writer(key, metadata={"batches": total}) as writer, watch_inputs(sampler.loaded.denoiser, keep):
         for index, _ in enumerate(sampler.run(calibration.samples)):
@@ -75,6 +75,11 @@ def _capture(
     if found is None:
         raise CalibrationError("the calibration set could not be read back", where=str(cache.root))
     return found
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """A copy of an input in plain memory: pipelines pass views, and may write into their tensors later."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def step_timesteps(traced: TracedModel, steps: list[dict[str, Tensor]]) -> list[float]:

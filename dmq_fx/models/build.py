@@ -15,12 +15,13 @@ from dmq_fx.models.loaded import freeze
 def denoiser_class(class_name: str, *, where: str | None = None) -> type[nn.Module]:
     """The class of that name in `diffusers`, which must be a model; raises ModelError otherwise."""
     import diffusers
+    from diffusers.models.modeling_utils import ModelMixin
 
     found = getattr(diffusers, class_name, None) if class_name.isidentifier() else None
     if found is None:
         hint = did_you_mean(class_name, [name for name in dir(diffusers) if name.endswith(("Model", "DModel"))])
         raise ModelError(f"diffusers has no class {class_name!r}", where=where, hint=hint or _class_hint())
-    if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
+    if not (isinstance(found, type) and issubclass(found, ModelMixin)):
         raise ModelError(f"diffusers.{class_name} is not a model", where=where, hint=_class_hint())
     return found
 

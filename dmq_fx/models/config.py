@@ -44,7 +44,7 @@ def class_name_of(config: dict[str, Any], where: Path) -> str:
 def config_of(module: nn.Module) -> dict[str, Any]:
     """The configuration a diffusers module was built from, as JSON values; {} for any other module."""
     config = getattr(module, "config", None)
-    if not hasattr(config, "items"):
+    if config is None or not hasattr(config, "items"):
         return {}
     values = {key: value for key, value in config.items() if key not in (*_PRIVATE, "_class_name")}
     return json.loads(json.dumps(values, default=_to_json, sort_keys=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ def is_hub_id(source: str) -> bool:
 
 def fetch_weights(source: str, *, variant: str | None = None, allow_pickle: bool = False) -> Path:
     """Download a pipeline (or a repository that holds one denoiser) and return its folder."""
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from huggingface_hub import snapshot_download
 
     name, revision = _split(source)
@@ -54,7 +55,7 @@ def fetch_file(source: str, path: str, *, required: bool = True) -> Path | None:
         raise
 
 
-def _online(source: str, download: Callable[[], str]) -> str:
+def _online(source: str, download: Callable[[], str | os.PathLike[str]]) -> str | os.PathLike[str]:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:

@@ -18,7 +18,7 @@ from dmq_fx.models.source import FORMS, folder_kind, parse_source
 from dmq_fx.models.weights import load_weights
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 
 def load_model(
@@ -105,7 +105,7 @@ def _from_module(module: nn.Module) -> LoadedModel:
 
 
 def _from_pipeline(pipeline: DiffusionPipeline) -> LoadedModel:
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     if not isinstance(pipeline, DiffusionPipeline):
         raise ModelError(

@@ -13,7 +13,7 @@ from dmq_fx.models.config import read_json
 from dmq_fx.models.loaded import COMPONENTS
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 _LIBRARIES = ("diffusers", "transformers")
 
@@ -50,8 +50,8 @@ def load_pipeline(
     folder: Path, component: str, denoiser: nn.Module, *, dtype: torch.dtype, allow_pickle: bool
 ) -> DiffusionPipeline:
     """The pipeline in `folder` around a denoiser that is already loaded."""
-    from diffusers import DiffusionPipeline
-    from diffusers.utils import is_accelerate_available
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from diffusers.utils.import_utils import is_accelerate_available
 
     index = folder / "model_index.json"
     name = read_json(index).get("_class_name")

@@ -66,9 +66,12 @@ class DataFlow:
         return self._index[node]
 
     def is_vector(self, node: fx.Node) -> bool:
-        """One vector a sample (`[batch, channels]`, or with sizes of one around): an embedding, not features."""
+        """One vector a sample (or one for each of its size conditions): an embedding, not features.
+
+        `[rows, channels]`, or more dimensions of which the others are one.
+        """
         dims = shape(node)
-        return len(dims) >= 2 and prod(dims[:-1]) == self.batch
+        return len(dims) == 2 or (len(dims) > 2 and prod(dims[:-1]) == self.batch)
 
     def forward(self, start: fx.Node, through: Callable[[fx.Node], bool]) -> Iterator[fx.Node]:
         """Nodes reached from `start` along users, going on where `through` allows; those it refuses are given too."""

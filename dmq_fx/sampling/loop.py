@@ -53,7 +53,7 @@ class DenoiserLoop:
         for t in self.scheduler.timesteps:
             model_t = t / 1000 if self.class_name in UNIT_TIMESTEP else t
             scaled = self.scheduler.scale_model_input(x, t) if hasattr(self.scheduler, "scale_model_input") else x
-            call = {**inputs, name: scaled, "timestep": model_t.expand(batch_size).to(x.device)}
+            call = {**inputs, name: scaled, "timestep": model_t.expand(batch_size).to(inputs["timestep"])}
             output = self.denoiser(**call, return_dict=False)[0]
             if output.shape[1] == 2 * x.shape[1]:  # noise and variance
                 output = output.chunk(2, dim=1)[0]

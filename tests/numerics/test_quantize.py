@@ -104,7 +104,7 @@ def test_search_is_never_worse_than_the_full_range(grid: IntegerGrid, seed: int)
 
 def test_search_clips_an_outlier() -> None:
     x = torch.cat([torch.linspace(-1, 1, 4000), torch.tensor([3.0])])[None]
-    low, high = search_rows(x, IntegerGrid(3, False))
+    _, high = search_rows(x, IntegerGrid(3, False))
     assert float(high) < 2.5
 
 

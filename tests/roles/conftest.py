@@ -1,6 +1,6 @@
-"""Lets the tests of this folder import `tests/architectures/catalog.py` as `catalog`."""
+"""Lets the tests of this folder import `tests/architectures/catalog.py` as `catalog`, and `expected.py`."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "architectures"))
+sys.path[:0] = [str(Path(__file__).parents[1] / "architectures"), str(Path(__file__).parent)]

@@ -1,0 +1,99 @@
+"""The library's recipes on an embedded model: sizes, errors, time and memory of a compile, and a picture.
+
+    python benchmarks/baselines.py --output /tmp/baselines --figure docs/images/baselines.png
+
+Prints the tables of docs/results.md. Every recipe is compiled by the `dmq` command in a process of its own, whose peak
+memory is read from the operating system; the first compile samples the calibration inputs, later ones find them in
+the cache (`--cold` gives every recipe an empty one). Compiles whose artifact is there already are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from dmq_fx.evaluation import open_pair
+from dmq_fx.images import save_grids
+from dmq_fx.metrics import compare
+from dmq_fx.sampling import SamplerOptions
+
+RECIPES = ("ptq/w8a8", "ptq/w6a6", "ptq/w4a8", "ptq/w4a6", "weight-only/w8", "weight-only/w4")
+SHOWN = ("ptq/w8a8", "ptq/w4a6")
+
+
+def compile_recipe(recipe: str, model: str, output: Path, *, cold: bool) -> dict:
+    """Run `dmq compile` and return what it printed, with its peak memory in MB."""
+    record = output.with_suffix(".json")
+    if record.exists() and output.exists():
+        return json.loads(record.read_text())
+    environment = dict(os.environ)
+    with tempfile.TemporaryDirectory() as empty:
+        if cold:
+            environment["XDG_CACHE_HOME"] = empty
+        command = [sys.executable, "-m", "dmq_fx.cli", "compile", recipe, "--model", model, "-o", str(output)]
+        process = subprocess.Popen([*command, "--force", "--json"], stdout=subprocess.PIPE, env=environment)
+        assert process.stdout is not None
+        printed = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"dmq compile {recipe} failed with status {status}")
+    found = json.loads(printed) | {"peak_megabytes": usage.ru_maxrss / 1000}
+    record.write_text(json.dumps(found))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="builtin:ddpm-mnist")
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
+    parser.add_argument("--output", type=Path, required=True, help="folder that artifacts are kept in")
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--figure", type=Path, help="picture of full precision and some recipes, same noise")
+    parser.add_argument("--shown", nargs="+", default=list(SHOWN), help="recipes in the picture")
+    parser.add_argument("--cold", action="store_true", help="an empty calibration cache for every recipe")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    panels = {}
+    print(
+        f"`{args.model}`, {args.samples} samples of 20 steps, seed 0; full precision beside it from the same noise.\n"
+    )
+    print(
+        "| recipe | weight bits | artifact MB | GBOPs | mean state MSE | final MSE | final PSNR dB | compile s | MB |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for recipe in args.recipes:
+        artifact = args.output / recipe.replace("/", "-")
+        made = compile_recipe(recipe, args.model, artifact, cold=args.cold)
+        pair = open_pair(artifact)
+        options = SamplerOptions(steps=20, batch=32)
+        found, exact, approximate = compare(pair.reference, pair.quantized, options, args.samples)
+        panels["full precision"] = exact[:36]
+        panels[recipe] = approximate[:36]
+        mean = sum(found.trajectory_mse) / len(found.trajectory_mse)
+        psnr = "equal" if found.final_psnr is None else f"{found.final_psnr:.2f}"
+        print(
+            f"| {recipe} | {made['mean_weight_bits']:.2f} | {made['bytes'] / 1e6:.2f} "
+            f"| {pair.opened.report['totals']['bops'] / 1e9:.1f} | {mean:.2e} | {found.final_mse:.2e} | {psnr} "
+            f"| {made['seconds']:.0f} | {made['peak_megabytes']:.0f} |",
+            flush=True,
+        )
+    if args.figure:
+        args.figure.parent.mkdir(parents=True, exist_ok=True)
+        save_grids(args.figure, [(name, panels[name]) for name in ("full precision", *args.shown)])
+
+
+if __name__ == "__main__":
+    started = time.perf_counter()
+    main()
+    print(
+        f"\n{time.perf_counter() - started:.0f} s in all, peak memory of the evaluation "
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000:.0f} MB",
+        file=sys.stderr,
+    )
