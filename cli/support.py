@@ -46,6 +46,8 @@ PromptOption = Annotated[
 
 def quiet() -> None:
     """Keep the libraries' remarks about kernels and enums that are not there out of the user's terminal."""
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for name in ("torchao", "torchao.prototype", "diffusers", "transformers", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -62,7 +62,7 @@ class CompileResult:
             "quantized_sites": totals.quantized_sites,
             "mean_weight_bits": totals.mean_weight_bits,
             "bytes": self.bytes,
-            "gates": [vars(gate) for gate in self.gates],
+            "gates": [gate.to_json() for gate in self.gates],
         }
 
 

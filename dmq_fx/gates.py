@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dmq_fx.recipe.language import Gate
 
@@ -23,6 +25,10 @@ class GateResult:
     maximum: float | None
     measured: float
     passed: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The gate as `dmq compile --json` prints it; an infinite PSNR (equal images) is None."""
+        return vars(self) | {"measured": self.measured if math.isfinite(self.measured) else None}
 
 
 def check_gates(expect: Mapping[str, Gate], measured: Mapping[str, float]) -> tuple[GateResult, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,18 +60,33 @@ def load_pipeline(
     if not isinstance(name, str):
         raise ModelError(f"'_class_name' is {name!r}", where=str(index), hint="it names a pipeline class of diffusers")
     try:
-        return DiffusionPipeline.from_pretrained(
-            str(folder),
-            dtype=dtype,
-            low_cpu_mem_usage=is_accelerate_available(),
-            use_safetensors=None if allow_pickle else True,
-            trust_remote_code=False,
-            **{component: denoiser},
-        )
+        with _no_progress_bar():
+            return DiffusionPipeline.from_pretrained(
+                str(folder),
+                dtype=dtype,
+                low_cpu_mem_usage=is_accelerate_available(),
+                use_safetensors=None if allow_pickle else True,
+                trust_remote_code=False,
+                **{component: denoiser},
+            )
     except Exception as error:  # diffusers and transformers raise whatever they run into
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = "every part of the pipeline must be in the folder, as safetensors"
         raise ModelError(f"{name} cannot be loaded: {reason}", where=str(folder), hint=hint) from error
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """diffusers' bar over the parts of a pipeline, off for a while: it says nothing that a caller's own does not."""
+    from diffusers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def denoiser_of(pipeline: DiffusionPipeline) -> tuple[str, nn.Module]:
