@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from dmq_fx.cli.plan import DEFAULT_MODEL
-from dmq_fx.cli.support import DeviceOption, JsonOption, ModelOption, SetOption, print_json, progress
+from dmq_fx.cli.support import DeviceOption, JsonOption, ModelOption, PickleOption, SetOption, print_json, progress
 from dmq_fx.errors import GateError
 
 
@@ -17,13 +17,16 @@ def compile_command(
     model: ModelOption = DEFAULT_MODEL,
     output: Annotated[str, typer.Option("--output", "-o", help="Folder that the artifact is written to.")] = "out",
     set_: SetOption = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the calibration (default: the recipe's).")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of the calibration (default: the recipe's)."),
+    ] = None,
     device: DeviceOption = "cpu",
-    dtype: Annotated[str, typer.Option("--dtype", help="Type that the rest of the model computes in.")] = "float32",
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Type that the rest of the model computes in (default: float32).")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there already.")] = False,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Also read .bin and .ckpt weights (tensors only).")
-    ] = False,
+    allow_pickle: PickleOption = False,
     dynamic_size: Annotated[
         bool, typer.Option("--dynamic-size", help="The result takes any height and width (UNets).")
     ] = False,

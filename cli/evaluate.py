@@ -12,6 +12,7 @@ from dmq_fx.cli.support import (
     DeviceOption,
     JsonOption,
     OriginOption,
+    PickleOption,
     PromptOption,
     output_console,
     print_json,
@@ -23,12 +24,15 @@ def evaluate_command(
     artifact: Annotated[str, typer.Argument(help="Folder that dmq compile wrote.")],
     samples: Annotated[int, typer.Option("-n", "--samples", min=1, help="Images that are compared.")] = 64,
     steps: Annotated[int, typer.Option("--steps", min=1, max=1000, help="Sampler steps.")] = 20,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first image; image k has seed + k.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of the first image; image k has seed + k.")
+    ] = 0,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images a forward.")] = 32,
     prompt: PromptOption = None,
     model: OriginOption = None,
     backend: BackendOption = None,
     device: DeviceOption = "cpu",
+    allow_pickle: PickleOption = False,
     json: JsonOption = False,
 ) -> None:
     """Measure how far an artifact strays from full precision when both start from the same noise.
@@ -49,6 +53,7 @@ def evaluate_command(
             prompts=tuple(prompt or ()),
             backend=backend,
             device=device,
+            allow_pickle=allow_pickle,
             progress=show,
         )
     if json:

@@ -12,6 +12,7 @@ from dmq_fx.cli.support import (
     DeviceOption,
     JsonOption,
     OriginOption,
+    PickleOption,
     PromptOption,
     print_json,
     progress,
@@ -23,13 +24,16 @@ def sample_command(
     samples: Annotated[int, typer.Option("-n", "--samples", min=1, max=4096, help="Images in the grid.")] = 64,
     output: Annotated[str, typer.Option("--output", "-o", help="Picture that is written.")] = "grid.png",
     steps: Annotated[int, typer.Option("--steps", min=1, max=1000, help="Sampler steps.")] = 20,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first image; image k has seed + k.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of the first image; image k has seed + k.")
+    ] = 0,
     compare: Annotated[bool, typer.Option("--compare", help="Full precision beside it, same noise.")] = False,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images a forward.")] = 32,
     prompt: PromptOption = None,
     model: OriginOption = None,
     backend: BackendOption = None,
     device: DeviceOption = "cpu",
+    allow_pickle: PickleOption = False,
     json: JsonOption = False,
 ) -> None:
     """Sample a grid of images from an artifact.
@@ -37,14 +41,15 @@ def sample_command(
     Example: [bold]dmq sample out -n 64 -o grid.png --compare[/]
     """
     from dmq_fx.evaluation import open_pair, sample
-    from dmq_fx.images import save_grids
+    from dmq_fx.images import check_picture, save_grids
     from dmq_fx.metrics import compare as compare_models
     from dmq_fx.sampling import SamplerOptions
 
+    check_picture(output)
     options = SamplerOptions(steps=steps, batch=batch, seed=seed, prompts=tuple(prompt or ()))
     with progress(enabled=not json) as show:
         show("loading", 0, 0)
-        pair = open_pair(artifact, model=model, backend=backend, device=device)
+        pair = open_pair(artifact, model=model, backend=backend, device=device, allow_pickle=allow_pickle)
         name = pair.opened.manifest.content["recipe"]["name"]
         if compare:
             _, exact, approximate = compare_models(pair.reference, pair.quantized, options, samples, show)

@@ -44,6 +44,11 @@ PromptOption = Annotated[
 ]
 
 
+PickleOption = Annotated[
+    bool, typer.Option("--allow-pickle", help="Also read .bin and .ckpt weights of the model (tensors only).")
+]
+
+
 def quiet() -> None:
     """Keep the libraries' remarks about kernels and enums that are not there out of the user's terminal."""
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from dmq_fx.calibration.capture import calibration_set
 from dmq_fx.calibration.errors_by_site import output_sqnr, weight_sqnr
 from dmq_fx.calibration.store import CalibrationCache, CalibrationSet
 from dmq_fx.environment import package_versions
-from dmq_fx.errors import ModelError
+from dmq_fx.errors import ModelError, RecipeError
 from dmq_fx.gates import GATE_SAMPLES, MEASURED_BY_SAMPLING, GateResult, check_gates
 from dmq_fx.inspection import site_rows, site_table_html
 from dmq_fx.loading import load_opened
 from dmq_fx.metrics import Evaluation, compare
 from dmq_fx.models import LoadedModel, fingerprint, load_denoiser_on_meta, load_model
+from dmq_fx.options import parse_device, parse_dtype
 from dmq_fx.pass_api import PASSES
 from dmq_fx.pipeline import run_passes
 from dmq_fx.planning import Plan, make_plan
@@ -71,7 +72,9 @@ def resolve_recipe(recipe: str | Path, overrides: Sequence[str] = (), seed: int 
     if seed is not None:
         overrides = (*overrides, f"calibration.seed={seed}")
     options = {name: entry.Options for name, entry in PASSES}
-    return resolve(recipe, overrides=tuple(overrides), pass_options=options)
+    resolved = resolve(recipe, overrides=tuple(overrides), pass_options=options)
+    BACKENDS.get(resolved.recipe.backend, error=RecipeError, where=f"{recipe}: backend")
+    return resolved
 
 
 def plan(
@@ -96,7 +99,7 @@ def compile(
     overrides: Sequence[str] = (),
     seed: int | None = None,
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: str | None = None,
     force: bool = False,
     allow_pickle: bool = False,
     inputs: dict[str, Any] | None = None,
@@ -107,7 +110,8 @@ def compile(
     """Compile `recipe` for `model` into an artifact at `output`.
 
     recipe: a file or a library name. model: a `--model` string, a module or a pipeline. overrides: `key.path=value`.
-    dtype: type that the rest of the model computes in. force: replace an artifact that is there.
+    dtype, device: of the loaded model (float32, the CPU); an object that is passed keeps its own.
+    force: replace an artifact that is there.
     inputs: keyword arguments of the denoiser's forward to trace it with, for a class that is not known, or for other
     shapes than its config's. dynamic_size: the graph takes any height and width (UNets).
     progress: called with (what, done, total; total 0 if unknown).
@@ -117,9 +121,10 @@ def compile(
     started = time.perf_counter()
     target = check_target(Path(output), overwrite=force)
     resolved = resolve_recipe(recipe, overrides, seed)
-    BACKENDS.get(resolved.recipe.backend)
     progress("loading the model", 0, 0)
-    loaded = load_model(model, dtype=getattr(torch, dtype), device=device, allow_pickle=allow_pickle)
+    place = parse_device(device)
+    loaded = load_model(model, dtype=parse_dtype(dtype or "float32"), device=place, allow_pickle=allow_pickle)
+    place, computed = _place_and_type(loaded, dtype)
     if not loaded.has_weights:
         raise ModelError("this model has no weights", where=loaded.origin, hint="`dmq plan` needs none; compile does")
     progress("tracing", 0, 0)
@@ -129,10 +134,10 @@ def compile(
     found = _calibration(loaded, traced, resolved, made, identity, cache or CalibrationCache(), progress, inputs)
     timesteps = torch.tensor(list(dict.fromkeys(found.timesteps)) if found else [], dtype=torch.float32)
     program = Program(traced, made, timesteps)
-    context = PassContext(found, resolved.recipe.calibration.seed, torch.device(device), progress)
+    context = PassContext(found, resolved.recipe.calibration.seed, place, progress)
     pass_reports = run_passes(program, resolved.recipe.passes, context)
     errors = _errors(program, context)
-    content = _content(loaded, resolved, identity, dtype)
+    content = _content(loaded, resolved, identity, computed)
     lock = lock_document(
         resolved, model=content["model"], environment=content["environment"], seed=resolved.recipe.calibration.seed
     )
@@ -149,9 +154,18 @@ def compile(
         overwrite=force,
     )
     size = sum(record.size for record in manifest.files)
-    gates, evaluation = _gates(target, loaded, resolved, made, size, device, progress, inputs)
+    gates, evaluation = _gates(target, loaded, resolved, made, size, place, progress, inputs)
     seconds = time.perf_counter() - started
     return CompileResult(target, manifest.digest, seconds, made, size, gates, evaluation)
+
+
+def _place_and_type(loaded: LoadedModel, dtype: str | None) -> tuple[torch.device, str]:
+    """Where the denoiser is and the name of its type; raises ModelError if that is not the type asked for."""
+    first = next(loaded.denoiser.parameters(), torch.zeros(()))
+    found = str(first.dtype).removeprefix("torch.")
+    if dtype is not None and found != dtype:
+        raise ModelError(f"the model computes in {found}, not {dtype}", where=loaded.origin, hint="convert it first")
+    return first.device, found
 
 
 def _calibration(
@@ -171,7 +185,7 @@ def _calibration(
         loaded,
         traced,
         resolved.recipe.calibration,
-        fingerprint=identity,
+        identity=identity,
         cache=cache,
         progress=progress,
         inputs=inputs,
@@ -182,7 +196,7 @@ def _errors(program: Program, context: PassContext) -> dict[str, dict[str, Any]]
     """Measured errors by site: of its weight, and of its output over one calibration batch."""
     errors: dict[str, dict[str, Any]] = {name: {"weight_sqnr_db": v} for name, v in weight_sqnr(program).items()}
     if context.calibration is not None:
-        steps = len(context.calibration.timesteps) or 0
+        steps = context.calibration.steps
         outputs = output_sqnr(
             program,
             context.calibration,
@@ -217,7 +231,7 @@ def _gates(
     resolved: ResolvedRecipe,
     made: Plan,
     size: int,
-    device: str,
+    device: torch.device,
     progress: Progress,
     inputs: dict[str, Any] | None,
 ) -> tuple[tuple[GateResult, ...], Evaluation | None]:
@@ -235,7 +249,9 @@ def _gates(
     evaluation = None
     if MEASURED_BY_SAMPLING & set(expect):
         quantized = load_opened(opened, device=device)
-        options = SamplerOptions.of(resolved.recipe.calibration)
+        calibration = resolved.recipe.calibration
+        unseen = calibration.seed + calibration.samples  # not the noise that the ranges were found on
+        options = replace(SamplerOptions.of(calibration), seed=unseen)
         evaluation, _, _ = compare(loaded, quantized, options, GATE_SAMPLES, progress, inputs)
         measured["trajectory_mse"] = sum(evaluation.trajectory_mse) / len(evaluation.trajectory_mse)
         measured["final_mse"] = evaluation.final_mse

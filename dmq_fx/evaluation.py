@@ -15,6 +15,7 @@ from dmq_fx.errors import ModelError
 from dmq_fx.loading import load_opened
 from dmq_fx.metrics import Evaluation, compare
 from dmq_fx.models import LoadedModel, fingerprint, load_model
+from dmq_fx.options import parse_device
 from dmq_fx.runtime import QuantizedDenoiser
 from dmq_fx.sampling import Sampler, SamplerOptions
 
@@ -30,7 +31,14 @@ class Pair:
     reference: LoadedModel
 
 
-def open_pair(artifact: str | Path, *, model: Any = None, backend: str | None = None, device: str = "cpu") -> Pair:
+def open_pair(
+    artifact: str | Path,
+    *,
+    model: Any = None,
+    backend: str | None = None,
+    device: str = "cpu",
+    allow_pickle: bool = False,
+) -> Pair:
     """Load the artifact and the model that it was compiled from (`model`, or the origin in its manifest).
 
     Raises ArtifactError, BackendError, and ModelError if the model cannot be found or is another one.
@@ -42,12 +50,13 @@ def open_pair(artifact: str | Path, *, model: Any = None, backend: str | None = 
             "this artifact was compiled from a Python object", where=str(artifact), hint="pass it as `model`"
         )
     dtype = getattr(torch, opened.model["compute_dtype"])
+    place = parse_device(device)
     try:
-        reference = load_model(source, dtype=dtype, device=device)
+        reference = load_model(source, dtype=dtype, device=place, allow_pickle=allow_pickle)
     except ModelError as error:
         if model is not None:
             raise
-        hint = "say with --model where it is now"
+        hint = f"{error.hint}; or say with --model where it is now" if error.hint else "say with --model where it is"
         raise ModelError(
             f"cannot load the model of this artifact: {error.message}", where=error.where, hint=hint
         ) from error
@@ -82,6 +91,7 @@ def evaluate(
     prompts: tuple[str, ...] = (),
     backend: str | None = None,
     device: str = "cpu",
+    allow_pickle: bool = False,
     inputs: Mapping[str, Any] | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Evaluation:
@@ -90,6 +100,6 @@ def evaluate(
     model: the full-precision model, if it is not where the artifact says. inputs: what a denoiser without a pipeline
     is called with.
     """
-    pair = open_pair(artifact, model=model, backend=backend, device=device)
+    pair = open_pair(artifact, model=model, backend=backend, device=device, allow_pickle=allow_pickle)
     options = SamplerOptions(steps=steps, batch=batch, seed=seed, scheduler=scheduler, prompts=prompts)
     return compare(pair.reference, pair.quantized, options, samples, progress, inputs)[0]

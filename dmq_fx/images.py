@@ -40,6 +40,14 @@ def save_grids(path: str | Path, panels: Sequence[tuple[str, Tensor]]) -> None:
         raise DmqError(f"cannot write the picture: {error}", where=str(path), hint=hint) from None
 
 
+def check_picture(path: str | Path) -> None:
+    """Raise DmqError if a picture cannot be written at `path`; worth asking before minutes of sampling."""
+    path = Path(path)
+    if not path.parent.is_dir() or path.is_dir() or path.suffix.lower() not in Image.registered_extensions():
+        hint = "use a path ending in .png, in a folder that exists"
+        raise DmqError("cannot write the picture there", where=str(path), hint=hint)
+
+
 def _grid(images: Tensor) -> Image.Image:
     if images.dim() != 4 or images.shape[1] not in (1, 3):
         raise DmqError(

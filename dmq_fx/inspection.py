@@ -13,7 +13,14 @@ from rich.table import Table
 from dmq_fx.planning import Plan
 
 FULL_PRECISION: dict[str, Any] = {"weight": None, "activation": None}
-UNMEASURED: dict[str, Any] = {"bytes": None, "sqnr_db": None, "weight_sqnr_db": None, "notes": [], "passes": []}
+UNMEASURED: dict[str, Any] = {
+    "bytes": None,
+    "sqnr_db": None,
+    "weight_sqnr_db": None,
+    "notes": [],
+    "passes": [],
+    "rule": None,
+}
 
 
 def site_rows(plan: Plan, errors: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:

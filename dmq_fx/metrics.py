@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmq_fx.errors import DmqError
 from dmq_fx.models import LoadedModel
 from dmq_fx.sampling import Sampler, SamplerOptions, watch_outputs, watch_steps
 
@@ -76,6 +77,9 @@ def compare(
         progress("evaluating", sum(len(a) for a, _ in pairs), samples)
     exact, approximate = (torch.cat(images) for images in zip(*pairs, strict=True))
     final = _mse(exact, approximate)
+    if not math.isfinite(final):
+        which = "quantized" if bool(torch.isfinite(exact).all()) else "full-precision"
+        raise DmqError(f"the {which} model's samples are not finite", hint="`dmq inspect` shows each site's error")
     peak = 1.0 if loaded.pipeline is not None else float(exact.max() - exact.min())
     evaluation = Evaluation(
         samples=samples,

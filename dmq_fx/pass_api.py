@@ -24,7 +24,7 @@ class GraphPass(Protocol):
 
     `Options` is a frozen dataclass whose fields are made with `dmq_fx.recipe.language.option`; the recipe
     language takes its schema and defaults from it. `requires` and `ensures` name states of the program
-    ("traced", "observed", "calibrated", "quantized"); the compiler inserts the steps that lead there.
+    ("traced", "observed", "calibrated", "rounded", "quantized"); the compiler inserts the steps that lead there.
     """
 
     Options: ClassVar[type]

@@ -22,16 +22,17 @@ def run_passes(program: Program, passes: Sequence[PassSpec], context: PassContex
     Returns what each pass reported.
     """
     reports = []
-    done: list[str] = []
     for spec in passes:
         entry = PASSES.get(spec.name, where=spec.where)
         for state in STEPS:
             if state in entry.requires and state not in program.states:
                 advance(program, state, context)
+        missing = entry.requires - program.states
+        if missing:
+            raise InternalError(f"pass {spec.name!r} requires {sorted(missing)}, which nothing before it gives")
         result = entry.run(program, spec.options, context)
         program.graph_module.graph.lint()
         program.states |= entry.ensures
-        done.append(spec.name)
         reports.append({"pass": spec.name, "sites": len(result.modified), **result.report})
     advance(program, "quantized", context)
     return reports

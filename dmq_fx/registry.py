@@ -52,4 +52,8 @@ class Registry(Generic[T]):
             return
         self._loaded = True  # set first: a loaded module may ask the registry
         for point in sorted(entry_points(group=self._group), key=lambda p: p.name):
-            point.load()
+            try:
+                point.load()
+            except Exception as error:  # whatever a package that is not ours raises
+                where = point.dist.name if point.dist else point.value
+                raise DmqError(f"cannot load the {self.kind} {point.name!r}: {error!r}", where=where) from error

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from dmq_fx.errors import BackendError
 from dmq_fx.tracing import TracedModel, bind_inputs, retarget
 
+CHANGES = ("save_", "push_", "load_", "set_", "add_", "delete_", "fuse_", "unfuse_", "enable_", "disable_", "from_")
+"""What methods that write or change a diffusers model begin with."""
+
 
 @dataclass
 class DenoiserOutput(BaseOutput):
@@ -64,7 +67,14 @@ class QuantizedDenoiser(nn.Module):
         except AttributeError:
             if name.startswith("_"):
                 raise
-            return getattr(self._skeleton[0], name)
+            value = getattr(self._skeleton[0], name)
+            if name.startswith(CHANGES) and callable(value):
+                raise BackendError(
+                    f"a quantized model cannot do {name}()",
+                    where=str(self.info.get("path", "")),
+                    hint="do it to the full-precision model, and compile that; an artifact is copied as a folder",
+                ) from None
+            return value
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedDenoiser:
         if fn(self._probe).dtype != self._probe.dtype:

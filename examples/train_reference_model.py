@@ -125,6 +125,8 @@ def train(args: argparse.Namespace) -> None:
     print(f"{len(images)} images", flush=True)
 
     unet = build_unet(args).to(device)
+    if args.init is not None:
+        unet.load_state_dict(UNet2DModel.from_pretrained(args.init / "unet").state_dict())
     print(f"{sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M parameters", flush=True)
     scheduler = build_scheduler()
     alphas = scheduler.alphas_cumprod.to(device)
@@ -133,7 +135,7 @@ def train(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=0.0)
 
     def rate(step: int) -> float:
-        warm = min(1.0, (step + 1) / 500)
+        warm = min(1.0, (step + 1) / min(500, args.steps / 10))
         return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / args.steps)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
@@ -199,7 +201,9 @@ def export(ema: UNet2DModel, args: argparse.Namespace) -> None:
     """Write the averaged weights as a DDIMPipeline folder in fp16 safetensors."""
     half = copy.deepcopy(ema).to("cpu", torch.float16)
     DDIMPipeline(unet=half, scheduler=build_scheduler()).save_pretrained(args.output / "pipeline")
-    record = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("data", "output")}
+    record = {
+        k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("data", "output", "init")
+    }
     (args.output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
@@ -208,6 +212,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder, tar or zip of class folders of images")
     parser.add_argument("--subset", default="", help="only images below a folder of this name")
     parser.add_argument("--typical", type=float, default=1.0, help="share of each class kept: its most typical images")
+    parser.add_argument("--init", type=Path, help="pipeline folder whose weights the training begins with")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--channels", type=int, choices=(1, 3), default=1)

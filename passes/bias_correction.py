@@ -45,13 +45,14 @@ class BiasCorrection:
         rows: dict[str, int] = {}
 
         def collect(planned: PlannedSite, args: tuple[Any, ...], output: Tensor, slot: Tensor | None) -> None:
+            name = planned.site.bias or ""
             if planned.name not in wanted:
                 return
             error = (output - quantized_output(program, planned, args, slot)).double()
             axis = output.dim() - 1 if planned.site.op == "linear" else 1
             channels = error.movedim(axis, 0).flatten(1)
-            sums[planned.name] = sums.get(planned.name, torch.zeros(len(channels))).to(channels) + channels.sum(1)
-            rows[planned.name] = rows.get(planned.name, 0) + channels.shape[1]
+            sums[name] = sums.get(name, torch.zeros(len(channels))).to(channels) + channels.sum(1)
+            rows[name] = rows.get(name, 0) + channels.shape[1]
 
         stream_sites(
             program,
@@ -61,13 +62,10 @@ class BiasCorrection:
             limit=options.batches,
             progress=lambda done: context.progress("bias correction", done, 0),
         )
-        shifts = {}
-        for planned in program.plan.sites:
-            if planned.name not in sums:
-                continue
-            name = planned.site.bias or ""
-            shift = sums[planned.name] / rows[planned.name]
+        largest = 0.0
+        for name, total in sums.items():  # a bias that sites share takes their mean
+            shift = total / rows[name]
             bias = program.biases.get(name, get_tensor(program.traced.graph_module, name).detach())
             program.biases[name] = (bias.double() + shift).to(bias.dtype)
-            shifts[planned.name] = float(shift.abs().max())
-        return PassResult(tuple(shifts), {"largest_shift": max(shifts.values(), default=0.0)})
+            largest = max(largest, float(shift.abs().max()))
+        return PassResult(tuple(sorted(wanted)), {"largest_shift": largest})

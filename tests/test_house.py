@@ -53,6 +53,14 @@ def test_recipes_are_read_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_every_package_is_installed() -> None:
+    """An editable install finds a folder that a wheel would leave out."""
+    text = (ROOT / "pyproject.toml").read_text()
+    inner = {f"dmq_fx.{path.parent.name}" for path in (ROOT / "dmq_fx").glob("*/__init__.py")}
+    outer = {f"dmq_fx.{name}" for name in ("passes", "backends", "cli", "recipes", "assets")}
+    assert {name for name in inner | outer if f'    "{name}",' not in text} == set()
+
+
 def test_no_file_is_long() -> None:
     lengths = {path: len(path.read_text().splitlines()) for folder in CODE for path in modules(folder)}
     assert {str(path): length for path, length in lengths.items() if length > 500} == {}

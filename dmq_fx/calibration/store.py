@@ -92,12 +92,12 @@ class CalibrationWriter:
                 f"batch {index} has {len(steps)} sampler steps, expected {wanted}", where=str(self.path)
             )
         stored: dict[str, torch.Tensor] = {}
-        names: dict[bytes, str] = {}
+        names: dict[str, str] = {}
         table: list[dict[str, str]] = []
         for step in steps:
             row: dict[str, str] = {}
             for name, tensor in step.items():
-                row[name] = names.setdefault(_content_key(tensor), f"t{len(names):06d}")
+                row[name] = names.setdefault(tensor_hash(tensor), f"t{len(names):06d}")
                 stored.setdefault(row[name], tensor)
             table.append(row)
         file = self._partial / f"batch-{index:06d}.safetensors"
@@ -307,12 +307,12 @@ def _last_used(path: Path) -> int:
     return 0
 
 
-def _content_key(tensor: torch.Tensor) -> bytes:
-    """The same for tensors of the same dtype, shape and bits, and for no others."""
+def tensor_hash(tensor: torch.Tensor) -> str:
+    """SHA-256, the same for tensors of the same dtype, shape and bits, and for no others."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     digest = hashlib.sha256(f"{tensor.dtype}{list(tensor.shape)}".encode())
     digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.digest()
+    return digest.hexdigest()
 
 
 def _read_index(path: Path) -> CalibrationSet:

@@ -64,6 +64,8 @@ def quantized_output(program: Program, planned: PlannedSite, args: tuple[Any, ..
     weight = program.weights.get(planned.site.weight or "")
     if weight is not None:
         rounded[1] = weight.dequantized().to(args[1])
+    if planned.site.bias in program.biases:
+        rounded[2] = program.biases[planned.site.bias].to(args[2])
     node = program.nodes[planned.site.node]
     assert callable(node.target)
     return node.target(*rounded, **_constants(program, node))

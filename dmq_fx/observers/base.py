@@ -58,7 +58,7 @@ class ActivationObserver(nn.Module):
         bad = ~(torch.isfinite(low) & torch.isfinite(high))
         if bool(bad.any()):
             index = int(bad.nonzero()[0])
-            seen = bool(torch.isfinite(self.low[index]) | torch.isnan(self.low[index]))
+            seen = not bool((self.low[index] == torch.inf) & (self.high[index] == -torch.inf))
             raise CalibrationError(
                 f"the input of this site {'is not finite' if seen else 'was never seen'} at timestep slot {index}",
                 where=self.site,

@@ -24,7 +24,7 @@ class EmaMinMaxObserver(ActivationObserver):
 
     def observe(self, x: Tensor, slot: int) -> None:
         low, high = torch.aminmax(x)
-        if torch.isinf(self.low[slot]):
+        if self.low[slot] == torch.inf and self.high[slot] == -torch.inf:
             self.low[slot], self.high[slot] = low, high
             return
         self.low[slot] = torch.lerp(low, self.low[slot], self.spec.momentum)

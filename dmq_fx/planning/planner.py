@@ -25,6 +25,7 @@ def make_plan(recipe: Recipe, sites: Sequence[Site], traced: TracedModel) -> Pla
     _check_rules(recipe.rules, sites)
     nodes = {node.name: node for node in traced.graph.nodes}
     planned = tuple(_plan_site(recipe, site, traced, nodes) for site in sites)
+    _check_shared_weights(planned)
     return Plan(planned, sum(parameter.numel() for parameter in traced.graph_module.parameters()))
 
 
@@ -90,6 +91,19 @@ def _check_rules(rules: Sequence[Rule], sites: Sequence[Site]) -> None:
             where=rule.where,
             hint=f"{_what_exists(rule, sites)}; `dmq plan` lists the sites; say `optional: true` if that is meant",
         )
+
+
+def _check_shared_weights(planned: Sequence[PlannedSite]) -> None:
+    """Sites that share a weight share its integers."""
+    first: dict[str, PlannedSite] = {}
+    for site in planned:
+        other = first.setdefault(site.site.weight or site.name, site)
+        if other.weight != site.weight:
+            raise RecipeError(
+                f"sites {other.name!r} and {site.name!r} share one weight and would give it two precisions",
+                where=site.rule_where or other.rule_where,
+                hint="match both with one rule",
+            )
 
 
 def _file(where: str) -> str:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401  (registers the operators)
 
 from dmq_fx.errors import InternalError
 from dmq_fx.numerics import IntegerGrid, QParams, QuantizedWeight
 from dmq_fx.program.graph_tools import compute_dtype, finish, record, set_buffer
-from dmq_fx.program.observe import TIMESTEPS, get_tensor_device
+from dmq_fx.program.observe import get_tensor_device
 from dmq_fx.program.program import Activation, Program
 
 aten = torch.ops.aten
@@ -42,7 +42,6 @@ def convert_activations(program: Program) -> None:
         observer.replace_all_uses_with(replacement, propagate_meta=False)
         graph.erase_node(observer)
     finish(module)
-    program.states.add("activations_quantized")
 
 
 def convert_weights(program: Program, weights: Mapping[str, QuantizedWeight]) -> None:
@@ -163,8 +162,3 @@ def _cast(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
         cast = graph.call_function(aten.to.dtype, (node, dtype))
     cast.meta = dict(node.meta)
     return cast
-
-
-def slot_table(program: Program) -> Tensor:
-    """The calibrated timesteps as the graph holds them, [slots]."""
-    return program.graph_module.get_buffer(TIMESTEPS)

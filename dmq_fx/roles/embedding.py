@@ -3,8 +3,7 @@
 `time_embedding` is every site that makes or projects the vector which conditions all blocks: its input is the timestep,
 or a vector (class, pooled text, size) that joins the timestep's before either meets the sample. It includes the
 blocks' own projections (`time_emb_proj`, adaLN linears); those whose output *scales* features are `modulation` too.
-Where a model adds a table to the embedding itself and scales with it (PixArt's, Sana's and Wan's last layer), the last
-linear of the timestep's MLP is `modulation` as well.
+The timestep's MLP is no modulation, even where a last layer scales with the embedding itself (PixArt, Sana, Wan).
 `conditioning` is every other site that depends on the conditioning input alone: projections of text, and the keys and
 values of cross-attention.
 """
@@ -38,8 +37,9 @@ def conditioning_sites(flow: DataFlow, time_embedding: set[fx.Node]) -> set[fx.N
 
 
 def modulation_sites(flow: DataFlow, time_embedding: set[fx.Node]) -> set[fx.Node]:
-    """Sites of the time embedding whose output, cut into parts, multiplies features: scales and gates."""
-    return {node for node in time_embedding if _scales_features(flow, node)}
+    """Last sites of the time embedding whose output, cut into parts, multiplies features: scales and gates."""
+    ends = {node for node in time_embedding if not any(flow.is_ancestor(node, other) for other in time_embedding)}
+    return {node for node in ends if _scales_features(flow, node)}
 
 
 def _joins_timestep(flow: DataFlow, site: fx.Node) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ def watch_steps(scheduler: Any, callback: Callable[[Tensor], None]) -> Iterator[
     """Call `callback(state)` with the sampler's state after every step of `scheduler`."""
     original = scheduler.step
 
+    @wraps(original)  # callers look at its signature to see what it takes
     def step(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         callback(result[0])

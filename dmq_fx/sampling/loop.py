@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dmq_fx.errors import CalibrationError
 from dmq_fx.models import example_inputs
 from dmq_fx.sampling.schedulers import default_scheduler
-from dmq_fx.tracing import repeat_inputs
+from dmq_fx.tracing import TIMESTEP_NAMES, repeat_inputs
 
 SAMPLE_NAMES = ("sample", "hidden_states")
 UNIT_TIMESTEP = ("FluxTransformer2DModel",)
@@ -52,10 +52,17 @@ class DenoiserLoop:
         x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
         for t in self.scheduler.timesteps:
             model_t = t / 1000 if self.class_name in UNIT_TIMESTEP else t
+            timestep = {key: _like(model_t, inputs[key], batch_size) for key in TIMESTEP_NAMES if key in inputs}
             scaled = self.scheduler.scale_model_input(x, t) if hasattr(self.scheduler, "scale_model_input") else x
-            call = {**inputs, name: scaled, "timestep": model_t.expand(batch_size).to(inputs["timestep"])}
+            call = {**inputs, name: scaled, **timestep}
             output = self.denoiser(**call, return_dict=False)[0]
             if output.shape[1] == 2 * x.shape[1]:  # noise and variance
                 output = output.chunk(2, dim=1)[0]
             x = self.scheduler.step(output, t, x, return_dict=False, **noise)[0]
         return x
+
+
+def _like(timestep: Tensor, template: Tensor, batch: int) -> Tensor:
+    """The scheduler's timestep for a whole batch; a fraction is never cut to an integer."""
+    dtype = template.dtype if template.is_floating_point() else timestep.dtype
+    return timestep.expand(batch).to(template.device, dtype)

@@ -54,8 +54,10 @@ class Sampler:
         self.pipeline: Any = loaded.pipeline or DenoiserLoop(loaded.denoiser, loaded.class_name, inputs)
         self.component = loaded.component if loaded.pipeline is not None else "denoiser"
         self.scheduler = make_scheduler(options.scheduler, self.pipeline.scheduler)
-        self.pixels = options.scheduler != "pipeline" and _is_plain(self.pipeline)
-        if self.pixels:  # such a pipeline passes arguments that only its own scheduler takes
+        first = next(loaded.denoiser.parameters(), torch.zeros(()))
+        # Such a pipeline passes arguments that only its own scheduler takes, and cannot give bfloat16 images.
+        self.pixels = _is_plain(self.pipeline) and (options.scheduler != "pipeline" or first.dtype == torch.bfloat16)
+        if self.pixels:
             self.pipeline = DenoiserLoop(loaded.denoiser, loaded.class_name, inputs, self.scheduler)
             self.component = "denoiser"
         if hasattr(self.pipeline, "set_progress_bar_config"):
@@ -81,7 +83,7 @@ class Sampler:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         if isinstance(self.pipeline, DenoiserLoop):
             latents = self.pipeline(count, self.options.steps, generators)
-            return (latents / 2 + 0.5).clamp(0, 1) if self.pixels else latents
+            return (latents.float() / 2 + 0.5).clamp(0, 1) if self.pixels else latents
         output = self._call_pipeline(self._arguments(first, count, generators))
         images = torch.as_tensor(output[0])
         return images.permute(0, 3, 1, 2) if images.dim() == 4 else images

@@ -118,7 +118,7 @@ def test_sample_writes_a_grid(artifact: Path, tmp_path: Path) -> None:
 def test_sample_into_a_folder_that_is_not_there(artifact: Path, tmp_path: Path) -> None:
     result = dmq("sample", artifact, "-n", 1, "-o", tmp_path / "no" / "grid.png", "--steps", 1)
     assert result.exit_code == 2
-    assert "cannot write the picture" in result.stderr
+    assert "cannot write the picture there" in result.stderr
 
 
 def test_eval_json(artifact: Path) -> None:

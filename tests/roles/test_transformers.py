@@ -22,7 +22,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "first": r"pos_embed\.proj",
         "last": "proj_out",
         "time_embedding": r"adaln_single\..*",
-        "modulation": r"adaln_single\.linear|adaln_single\.emb\.timestep_embedder\.linear_2",
+        "modulation": r"adaln_single\.linear",
         "conditioning": r"caption_projection\..*|.*\.attn2\.to_[kv]",
     },
     "sd3": {
@@ -45,7 +45,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "first": r"patch_embed\.proj",
         "last": "proj_out",
         "time_embedding": r"time_embed\..*",
-        "modulation": r"time_embed\.linear|time_embed\.emb\.timestep_embedder\.linear_2",
+        "modulation": r"time_embed\.linear",
         "conditioning": r"caption_projection\..*|.*\.attn2\.to_[kv]",
         "attention_matmul": r".*\.attn1\.matmul(@1)?|.*\.attn2\.attention",
         "feed_forward": r".*\.ff\.conv_(inverted|depth|point)",
@@ -72,7 +72,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "first": "patch_embedding",
         "last": "proj_out",
         "time_embedding": r"condition_embedder\.time_.*",
-        "modulation": r"condition_embedder\.time_proj|condition_embedder\.time_embedder\.linear_2",
+        "modulation": r"condition_embedder\.time_proj",
         "conditioning": r"condition_embedder\.text_embedder\..*|.*\.attn2\.to_[kv]",
     },
 }

@@ -7,11 +7,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
 from dmq_fx.calibration.capture import calibration_set
 from dmq_fx.calibration.store import CalibrationCache
-from dmq_fx.errors import CalibrationError
+from dmq_fx.errors import CalibrationError, DmqError
+from dmq_fx.metrics import compare
 from dmq_fx.models import LoadedModel, fingerprint, load_model
 from dmq_fx.recipe.language import Calibration
 from dmq_fx.sampling import Sampler, SamplerOptions, watch_inputs, watch_steps
@@ -71,6 +73,25 @@ def test_named_ddim_is_the_pipelines_own(loaded: LoadedModel) -> None:
     torch.testing.assert_close(torch.cat(list(Sampler(loaded, options).run(5))), images(loaded, 5), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["pipeline", "ddpm", "euler"])
+def test_model_compared_with_itself_is_equal(loaded: LoadedModel, name: str) -> None:
+    """The same noise for both, also where the sampler itself draws noise."""
+    found, exact, again = compare(loaded, loaded.denoiser, SamplerOptions(steps=3, batch=2, scheduler=name), 3)
+    assert torch.equal(exact, again)
+    assert found.final_mse == 0 and found.final_psnr is None and found.trajectory_mse == [0, 0, 0]
+
+
+def test_samples_that_are_not_finite_are_an_error(loaded: LoadedModel) -> None:
+    class Broken(torch.nn.Module):
+        config, dtype, device = loaded.denoiser.config, torch.float32, torch.device("cpu")
+
+        def forward(self, sample: Tensor, timestep: Tensor) -> UNet2DOutput:
+            return UNet2DOutput(sample=sample * torch.nan)
+
+    with pytest.raises(DmqError, match="the quantized model's samples are not finite"):
+        compare(loaded, Broken(), SamplerOptions(steps=2, batch=2), 2)
+
+
 def test_scheduler_that_does_not_fit() -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -101,7 +122,7 @@ def test_calibration_is_what_the_denoiser_sees(loaded: LoadedModel, tmp_path: Pa
     def progress(what: str, done: int, total: int) -> None:
         seen.append(f"{what} {done}/{total}")
 
-    arguments = {"fingerprint": fingerprint(loaded.denoiser), "cache": cache, "progress": progress}
+    arguments = {"identity": fingerprint(loaded.denoiser), "cache": cache, "progress": progress}
     found = calibration_set(loaded, traced, options, **arguments)
     assert seen == ["sampling 1/2", "sampling 2/2"]
     calls: list[tuple] = []
@@ -127,7 +148,7 @@ def test_calibration_key_covers_what_decides_it(loaded: LoadedModel, tmp_path: P
             loaded,
             traced,
             Calibration(**options),  # type: ignore[arg-type]
-            fingerprint="f",
+            identity="f",
             cache=cache,
             progress=lambda what, done, total: sampled.append(what),
         )
