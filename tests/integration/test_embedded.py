@@ -50,7 +50,10 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, cache: CalibrationCache) 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["ptq/w8a8", "ptq/w4a8"])
 def test_size_on_disk_is_what_the_bits_make(compiled: dict[str, Path], recipe: str) -> None:
-    """All files together: packed weights, scales, zero points, tables and what stays in full precision, within 3 %."""
+    """Packed weights, scales, zero points, tables and what stays in full precision: the tensors within 3 %.
+
+    With the tables for people (JSON, HTML) it is within 5 % even of a model as small as this one.
+    """
     opened = open_artifact(compiled[recipe])
     denoiser = load_model("builtin:ddpm-mnist").denoiser
     expected, quantized = 0.0, 0
@@ -64,18 +67,20 @@ def test_size_on_disk_is_what_the_bits_make(compiled: dict[str, Path], recipe: s
         expected += 0 if "to_k" in site["name"] or "to_v" in site["name"] else opened.sites["slots"] * 5
     rest = sum(parameter.numel() for parameter in denoiser.parameters()) - quantized
     expected += 2 * rest  # the shipped weights are half precision, and so is what is left of them
-    on_disk = sum(file.stat().st_size for file in compiled[recipe].iterdir())
-    assert on_disk == pytest.approx(expected, rel=0.03)
+    sizes = {file.name: file.stat().st_size for file in compiled[recipe].iterdir()}
+    assert sizes["model.safetensors"] == pytest.approx(expected, rel=0.03)
+    assert sum(sizes.values()) == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.slow
 def test_error_grows_as_bits_go(compiled: dict[str, Path]) -> None:
-    """8 bits cannot be told from full precision; 4-bit weights can; 6-bit activations make it worse."""
-    found = {
-        recipe: dmq_fx.evaluate(path, samples=16, steps=5, batch=16, seed=100) for recipe, path in compiled.items()
-    }
-    psnr = {recipe: evaluation.final_psnr for recipe, evaluation in found.items()}
-    w8a8, w4a8, w4a6 = (psnr[recipe] or 0.0 for recipe in ("ptq/w8a8", "ptq/w4a8", "ptq/w4a6"))
-    assert w8a8 > 30 > w4a8 > w4a6
-    errors = found["ptq/w8a8"].trajectory_mse
-    assert errors[-1] > errors[0]  # errors pile up along the trajectory
+    """8 bits cannot be told from full precision; 4-bit weights can; 6-bit activations add their own error."""
+    found = [
+        dmq_fx.evaluate(compiled[recipe], samples=16, steps=5, batch=16, seed=100)
+        for recipe in ("ptq/w8a8", "ptq/w4a8", "ptq/w4a6")
+    ]
+    w8a8, w4a8, w4a6 = found
+    assert w8a8.final_psnr is not None and w4a8.final_psnr is not None and w4a6.final_psnr is not None
+    assert w8a8.final_psnr > 38 > w4a8.final_psnr and w4a6.final_psnr < 38
+    assert 2 * w8a8.trajectory_mse[0] < w4a8.trajectory_mse[0] < 0.7 * w4a6.trajectory_mse[0]
+    assert w4a8.trajectory_mse[-1] > w4a8.trajectory_mse[0]  # errors pile up along the trajectory
