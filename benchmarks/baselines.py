@@ -1,10 +1,11 @@
 """The library's recipes on an embedded model: sizes, errors, time and memory of a compile, and a picture.
 
-    python benchmarks/baselines.py --output /tmp/baselines --figure docs/images/baselines.png
+    python benchmarks/baselines.py --output out/baselines --figure docs/images/baselines.png
 
 Prints the tables of docs/results.md. Every recipe is compiled by the `dmq` command in a process of its own, whose peak
-memory is read from the operating system; the first compile samples the calibration inputs, later ones find them in
-the cache (`--cold` gives every recipe an empty one). Compiles whose artifact is there already are not run again.
+memory is read from the operating system; all of them run before this process loads torch, as a child's peak counts from
+its parent's size. The first compile samples the calibration inputs, later ones find them in the cache (`--cold` gives
+every recipe an empty one). Compiles whose artifact is there already are not run again.
 """
 
 from __future__ import annotations
@@ -18,11 +19,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-from dmq_fx.evaluation import open_pair
-from dmq_fx.images import save_grids
-from dmq_fx.metrics import compare
-from dmq_fx.sampling import SamplerOptions
 
 RECIPES = ("ptq/w8a8", "ptq/w6a6", "ptq/w4a8", "ptq/w4a6", "weight-only/w8", "weight-only/w4")
 SHOWN = ("ptq/w8a8", "ptq/w4a6")
@@ -60,6 +56,21 @@ def main() -> None:
     parser.add_argument("--cold", action="store_true", help="an empty calibration cache for every recipe")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
+    made = {name: compile_recipe(name, args.model, artifact(args, name), cold=args.cold) for name in args.recipes}
+    report(args, made)
+
+
+def artifact(args: argparse.Namespace, recipe: str) -> Path:
+    return args.output / recipe.replace("/", "-")
+
+
+def report(args: argparse.Namespace, made: dict[str, dict]) -> None:
+    """Evaluate the compiled artifacts and print the table."""
+    from dmq_fx.evaluation import open_pair
+    from dmq_fx.images import save_grids
+    from dmq_fx.metrics import compare
+    from dmq_fx.sampling import SamplerOptions
+
     panels = {}
     print(
         f"`{args.model}`, {args.samples} samples of 20 steps, seed 0; full precision beside it from the same noise.\n"
@@ -69,9 +80,7 @@ def main() -> None:
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for recipe in args.recipes:
-        artifact = args.output / recipe.replace("/", "-")
-        made = compile_recipe(recipe, args.model, artifact, cold=args.cold)
-        pair = open_pair(artifact)
+        pair = open_pair(artifact(args, recipe))
         options = SamplerOptions(steps=20, batch=32)
         found, exact, approximate = compare(pair.reference, pair.quantized, options, args.samples)
         panels["full precision"] = exact[:36]
@@ -79,9 +88,9 @@ def main() -> None:
         mean = sum(found.trajectory_mse) / len(found.trajectory_mse)
         psnr = "equal" if found.final_psnr is None else f"{found.final_psnr:.2f}"
         print(
-            f"| {recipe} | {made['mean_weight_bits']:.2f} | {made['bytes'] / 1e6:.2f} "
+            f"| {recipe} | {made[recipe]['mean_weight_bits']:.2f} | {made[recipe]['bytes'] / 1e6:.2f} "
             f"| {pair.opened.report['totals']['bops'] / 1e9:.1f} | {mean:.2e} | {found.final_mse:.2e} | {psnr} "
-            f"| {made['seconds']:.0f} | {made['peak_megabytes']:.0f} |",
+            f"| {made[recipe]['seconds']:.0f} | {made[recipe]['peak_megabytes']:.0f} |",
             flush=True,
         )
     if args.figure:
