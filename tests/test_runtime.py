@@ -92,6 +92,11 @@ def test_type_is_kept(quantized: QuantizedDenoiser) -> None:
     assert quantized.to("cpu") is quantized
 
 
+def test_what_would_change_only_the_empty_copy_is_refused(quantized: QuantizedDenoiser, tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"cannot do save_pretrained\(\)"):
+        quantized.save_pretrained(tmp_path)
+
+
 def test_state_is_integers(quantized: QuantizedDenoiser) -> None:
     state = quantized.state_dict()
     assert state["lowered.conv_in.weight"].dtype == torch.int8

@@ -126,6 +126,25 @@ class Positions(nn.Module):
         return (self.body(sample + self.embed(ids) + timestep[:, None, None]),)
 
 
+class Twice(nn.Module):
+    """Calls one layer two times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 4)
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.body(torch.relu(self.body(sample)) + timestep[:, None, None]),)
+
+
+def test_one_weight_has_one_precision(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(HEAD + "  - {match: {name: body}, scheme: low}\n  - {match: {name: body@1}, scheme: high}\n")
+    inputs = {"sample": torch.randn(2, 5, 4), "timestep": torch.zeros(2)}
+    with pytest.raises(RecipeError, match="sites 'body' and 'body@1' share one weight"):
+        dmq_fx.plan(recipe, model=Twice().eval(), inputs=inputs)
+
+
 def test_input_that_does_not_follow_the_batch_is_static(tmp_path: Path) -> None:
 
     recipe = tmp_path / "r.yaml"
