@@ -55,5 +55,11 @@ def test_mean_errors_vanish(tmp_path: Path, pipeline_folder: Path, fast: tuple[s
     corrected = channel_errors(tmp_path / "corrected", pipeline_folder, cache)
     assert max(float(error.abs().max()) for error in plain.values()) > 1e-3
     assert max(float(error.abs().max()) for error in corrected.values()) < 1e-5
+    errors = []
+    for name in ("plain", "corrected"):
+        rows = open_artifact(tmp_path / name).sites["sites"]
+        errors.append({row["name"]: row["sqnr_db"] for row in rows if row.get("sqnr_db") is not None})
+    gains = [errors[1][name] - before for name, before in errors[0].items()]
+    assert sum(gains) / len(gains) > 0.1  # what `inspect` reports is the error with the corrected biases
     report = open_artifact(tmp_path / "corrected").report["passes"]
     assert report[0]["pass"] == "bias_correction" and report[0]["sites"] == len(corrected)
