@@ -6,9 +6,19 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from dmq_fx.cli.plan import DEFAULT_MODEL
-from dmq_fx.cli.support import DeviceOption, JsonOption, ModelOption, PickleOption, SetOption, print_json, progress
+from dmq_fx.cli.support import (
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    PickleOption,
+    SetOption,
+    errors,
+    print_json,
+    progress,
+)
 from dmq_fx.errors import GateError
 
 
@@ -26,6 +36,9 @@ def compile_command(
         str | None, typer.Option("--dtype", help="Type that the rest of the model computes in (default: float32).")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there already.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted compile to the same folder stopped.")
+    ] = False,
     allow_pickle: PickleOption = False,
     dynamic_size: Annotated[
         bool, typer.Option("--dynamic-size", help="The result takes any height and width (UNets).")
@@ -36,23 +49,33 @@ def compile_command(
 
     Example: [bold]dmq compile ptq/w8a8 --model builtin:ddpm-mnist -o out[/]
     """
+    from dmq_fx.checkpoint import has_checkpoint
     from dmq_fx.compiler import compile
     from dmq_fx.gates import describe_failures
 
-    with progress(enabled=not json) as show:
-        result = compile(
-            recipe,
-            model=model,
-            output=output,
-            overrides=set_ or (),
-            seed=seed,
-            device=device,
-            dtype=dtype,
-            force=force,
-            allow_pickle=allow_pickle,
-            dynamic_size=dynamic_size,
-            progress=show,
-        )
+    if resume and not has_checkpoint(output):
+        errors.print(f"no checkpoint beside {escape(output)}: starting from the beginning")
+    try:
+        with progress(enabled=not json) as show:
+            result = compile(
+                recipe,
+                model=model,
+                output=output,
+                overrides=set_ or (),
+                seed=seed,
+                device=device,
+                dtype=dtype,
+                force=force,
+                resume=resume,
+                allow_pickle=allow_pickle,
+                dynamic_size=dynamic_size,
+                progress=show,
+            )
+    except KeyboardInterrupt:
+        if not has_checkpoint(output):
+            raise
+        errors.print("interrupted: the same command with --resume goes on from here")
+        raise typer.Exit(130) from None
     if json:
         print_json(result.to_json())
     else:

@@ -17,6 +17,7 @@ from dmq_fx.backend_api import BACKENDS
 from dmq_fx.calibration.capture import calibration_set
 from dmq_fx.calibration.errors_by_site import output_sqnr, weight_sqnr
 from dmq_fx.calibration.store import CalibrationCache, CalibrationSet
+from dmq_fx.checkpoint import Checkpoint
 from dmq_fx.environment import package_versions
 from dmq_fx.errors import ModelError, RecipeError
 from dmq_fx.gates import GATE_SAMPLES, MEASURED_BY_SAMPLING, GateResult, check_gates
@@ -26,13 +27,13 @@ from dmq_fx.metrics import Evaluation, compare
 from dmq_fx.models import LoadedModel, fingerprint, load_denoiser_on_meta, load_model
 from dmq_fx.options import parse_device, parse_dtype
 from dmq_fx.pass_api import PASSES
-from dmq_fx.pipeline import run_passes
+from dmq_fx.pipeline import check_order, run_passes
 from dmq_fx.planning import Plan, make_plan
 from dmq_fx.program import PassContext, Program
 from dmq_fx.recipe import ResolvedRecipe, lock_document, lock_text, resolve
 from dmq_fx.roles import find_sites
 from dmq_fx.sampling import SamplerOptions
-from dmq_fx.tracing import TracedModel, trace
+from dmq_fx.tracing import TracedModel, graph_fingerprint, trace
 
 DEFAULT_MODEL = "builtin:ddpm-mnist"
 Progress = Callable[[str, int, int], None]
@@ -73,6 +74,7 @@ def resolve_recipe(recipe: str | Path, overrides: Sequence[str] = (), seed: int 
         overrides = (*overrides, f"calibration.seed={seed}")
     options = {name: entry.Options for name, entry in PASSES}
     resolved = resolve(recipe, overrides=tuple(overrides), pass_options=options)
+    check_order(resolved.recipe.passes)
     BACKENDS.get(resolved.recipe.backend, error=RecipeError, where=f"{recipe}: backend")
     return resolved
 
@@ -101,6 +103,7 @@ def compile(
     device: str = "cpu",
     dtype: str | None = None,
     force: bool = False,
+    resume: bool = False,
     allow_pickle: bool = False,
     inputs: dict[str, Any] | None = None,
     dynamic_size: bool = False,
@@ -112,6 +115,8 @@ def compile(
     recipe: a file or a library name. model: a `--model` string, a module or a pipeline. overrides: `key.path=value`.
     dtype, device: of the loaded model (float32, the CPU); an object that is passed keeps its own.
     force: replace an artifact that is there.
+    resume: learned passes go on from the checkpoint that an interrupted compile to `output` left, if it left one.
+    Without it such a checkpoint is discarded.
     inputs: keyword arguments of the denoiser's forward to trace it with, for a class that is not known, or for other
     shapes than its config's. dynamic_size: the graph takes any height and width (UNets).
     progress: called with (what, done, total; total 0 if unknown).
@@ -131,11 +136,15 @@ def compile(
     traced = trace(loaded.denoiser, inputs, dynamic_size=dynamic_size)
     made = make_plan(resolved.recipe, find_sites(traced), traced)
     identity = fingerprint(loaded.denoiser)
+    checkpoint = Checkpoint(target, resume=resume)
+    checkpoint.require(recipe=resolved.digest, model=identity, version=package_versions())
     found = _calibration(loaded, traced, resolved, made, identity, cache or CalibrationCache(), progress, inputs)
     timesteps = torch.tensor(list(dict.fromkeys(found.timesteps)) if found else [], dtype=torch.float32)
     program = Program(traced, made, timesteps)
-    context = PassContext(found, resolved.recipe.calibration.seed, place, progress)
-    pass_reports = run_passes(program, resolved.recipe.passes, context)
+    checkpoint.require(calibration=found.path.name if found else "none", graph=graph_fingerprint(traced.graph_module))
+    context = PassContext(found, resolved.recipe.calibration.seed, place, progress, budget=resolved.recipe.budget)
+    pass_reports = run_passes(program, resolved.recipe.passes, context, checkpoint)
+    made = program.plan
     errors = _errors(program, context)
     content = _content(loaded, resolved, identity, computed)
     lock = lock_document(
@@ -153,6 +162,7 @@ def compile(
         html=site_table_html(resolved.recipe.name, site_rows(made, errors)),
         overwrite=force,
     )
+    checkpoint.remove()
     size = sum(record.size for record in manifest.files)
     gates, evaluation = _gates(target, loaded, resolved, made, size, place, progress, inputs)
     seconds = time.perf_counter() - started

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dmq_fx.calibration.ranges import calibrate
-from dmq_fx.errors import InternalError
+from dmq_fx.checkpoint import Checkpoint
+from dmq_fx.errors import InternalError, RecipeError
 from dmq_fx.numerics import quantize_weight
 from dmq_fx.pass_api import PASSES
-from dmq_fx.program import PassContext, Program, convert_activations, convert_weights, insert_observers
-from dmq_fx.program.graph_tools import get_tensor
+from dmq_fx.program import (
+    PassContext,
+    Program,
+    convert_activations,
+    convert_weights,
+    fold_norms,
+    group_activations,
+    insert_observers,
+)
 from dmq_fx.recipe.language import PassSpec
 
 Step = Callable[[Program, PassContext], None]
 
 
-def run_passes(program: Program, passes: Sequence[PassSpec], context: PassContext) -> list[dict[str, Any]]:
+def run_passes(
+    program: Program, passes: Sequence[PassSpec], context: PassContext, checkpoint: Checkpoint | None = None
+) -> list[dict[str, Any]]:
     """Run `passes` in order, core steps in between as they are needed, and end with the quantized graph.
 
-    Returns what each pass reported.
+    checkpoint: each pass gets a section of it. Returns what each pass reported.
     """
     reports = []
-    for spec in passes:
+    for place, spec in enumerate(passes):
         entry = PASSES.get(spec.name, where=spec.where)
         for state in STEPS:
             if state in entry.requires and state not in program.states:
@@ -30,12 +41,31 @@ def run_passes(program: Program, passes: Sequence[PassSpec], context: PassContex
         missing = entry.requires - program.states
         if missing:
             raise InternalError(f"pass {spec.name!r} requires {sorted(missing)}, which nothing before it gives")
-        result = entry.run(program, spec.options, context)
+        section = checkpoint.section(f"{place:02d}-{spec.name}") if checkpoint else None
+        result = entry.run(program, spec.options, replace(context, checkpoint=section))
         program.graph_module.graph.lint()
         program.states |= entry.ensures
         reports.append({"pass": spec.name, "sites": len(result.modified), **result.report})
     advance(program, "quantized", context)
     return reports
+
+
+def check_order(passes: Sequence[PassSpec]) -> None:
+    """Raise RecipeError for a pass that comes after a step which it must precede."""
+    reached: dict[str, str] = {}
+    for spec in passes:
+        entry = PASSES.get(spec.name, where=spec.where)
+        late = [state for state in STEPS if state in getattr(entry, "before", ()) and state in reached]
+        if late:
+            raise RecipeError(
+                f"pass {spec.name!r} must come before {reached[late[0]]!r}",
+                where=spec.where,
+                hint=f"{reached[late[0]]!r} needs the model in the state {late[0]!r}, which {spec.name!r} would change",
+            )
+        order = list(STEPS)
+        needed = [order.index(state) for state in entry.requires if state in STEPS]
+        for state in order[: max(needed, default=-1) + 1]:
+            reached.setdefault(state, spec.name)
 
 
 def advance(program: Program, state: str, context: PassContext) -> None:
@@ -47,6 +77,10 @@ def advance(program: Program, state: str, context: PassContext) -> None:
         if name == state:
             return
     raise InternalError(f"no core step leads to the state {state!r}")
+
+
+def _group(program: Program, context: PassContext) -> None:
+    group_activations(program)
 
 
 def _observe(program: Program, context: PassContext) -> None:
@@ -71,14 +105,21 @@ def _round(program: Program, context: PassContext) -> None:
     planned = {p.site.weight: p for p in program.plan.sites if p.weight and p.site.weight}
     for done, (name, site) in enumerate(planned.items()):
         if name not in program.weights and site.weight is not None:
-            program.weights[name] = quantize_weight(get_tensor(program.traced.graph_module, name), site.weight)
+            program.weights[name] = quantize_weight(program.scaled_weight(site), site.weight)
         context.progress("rounding weights", done + 1, len(planned))
 
 
 def _convert(program: Program, context: PassContext) -> None:
+    fold_norms(program)
     convert_activations(program)
     convert_weights(program, program.weights)
 
 
-STEPS: dict[str, Step] = {"observed": _observe, "calibrated": _calibrate, "rounded": _round, "quantized": _convert}
+STEPS: dict[str, Step] = {
+    "grouped": _group,
+    "observed": _observe,
+    "calibrated": _calibrate,
+    "rounded": _round,
+    "quantized": _convert,
+}
 """The core steps by the state that each leads to, in order."""

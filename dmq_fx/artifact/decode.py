@@ -8,16 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmq_fx.artifact.encode import STATIC_SCALES, STATIC_ZERO_POINTS
+from dmq_fx.artifact.encode import INPUT_SCALES, SHIFTS, STATIC_SCALES, STATIC_ZERO_POINTS
 from dmq_fx.artifact.packing import unpack
 from dmq_fx.artifact.tensors import restore
 from dmq_fx.errors import ArtifactError
 from dmq_fx.numerics import IntegerGrid, QParams, QuantizedWeight
 from dmq_fx.planning import Plan, PlannedSite
-from dmq_fx.program import Program, convert_activations, convert_weights, insert_observers
-from dmq_fx.program.convert import SCALES, ZERO_POINTS
+from dmq_fx.program import Program, convert_activations, convert_weights, group_activations, insert_observers
+from dmq_fx.program.convert_activations import SCALES, ZERO_POINTS, derived_tensors
+from dmq_fx.program.convert_weights import placed_weights
 from dmq_fx.program.graph_tools import get_tensor, set_buffer, tensor_names
 from dmq_fx.program.observe import TIMESTEPS
+from dmq_fx.program.split import split_sites
 from dmq_fx.recipe.language import ActivationSpec, WeightSpec
 from dmq_fx.sites import Site
 from dmq_fx.tracing import TracedModel
@@ -33,9 +35,14 @@ def decode_program(
     Raises ArtifactError, at `where`, if table, tensors and graph do not fit together.
     """
     try:
+        traced, sites = split_sites(traced, sites, table["splits"])
         plan = Plan(tuple(_planned(row, sites, table) for row in table["sites"]), int(table["parameters"]))
         timesteps = tensors[TIMESTEPS].float() if TIMESTEPS in tensors else torch.zeros(int(table["slots"]))
-        program = Program(traced, plan, timesteps)
+        program = Program(traced, plan, timesteps, splits=tuple(table["splits"]))
+        group_activations(program)
+        program.input_scales = _by_activation(program, tensors, INPUT_SCALES)
+        program.shifts = _by_activation(program, tensors, SHIFTS)
+        program.folded = set(table["folded"])
         insert_observers(program, lambda spec, slots, site: nn.Identity())
         program.qparams = _qparams(program, tensors)
         weights = {p.site.weight: _weight(p, tensors) for p in plan.sites if p.weight and p.site.weight}
@@ -61,6 +68,13 @@ def _planned(row: Mapping[str, Any], sites: tuple[Site, ...], table: Mapping[str
         passes=tuple(row.get("passes", ())),
         notes=tuple(row.get("notes", ())),
     )
+
+
+def _by_activation(program: Program, tensors: Mapping[str, Tensor], prefix: str) -> dict[int, Tensor]:
+    """Stored gamma (float32) or shifts (int64) of the activations that have one."""
+    dtype = torch.float32 if prefix == INPUT_SCALES else torch.int64
+    stored = {a.index: tensors.get(f"{prefix}.{a.index}") for a in program.activations}
+    return {index: tensor.to(dtype) for index, tensor in stored.items() if tensor is not None}
 
 
 def _qparams(program: Program, tensors: Mapping[str, Tensor]) -> dict[int, QParams]:
@@ -94,17 +108,11 @@ def _weight(planned: PlannedSite, tensors: Mapping[str, Tensor]) -> QuantizedWei
 def _fill(program: Program, tensors: Mapping[str, Tensor]) -> None:
     """Put real tensors where the traced graph has placeholders."""
     module = program.graph_module
+    known = derived_tensors(program)
+    for name, weight in placed_weights(program).items():
+        known |= {name: weight.integers, f"{name}_scale": weight.scale, f"{name}_zero_point": weight.zero_point}
     for name in tensor_names(module):
-        owner, _, kind = name.rpartition("_")
-        if name in program.weights:
-            value = program.weights[name].integers
-        elif kind == "scale" and owner in program.weights:
-            value = program.weights[owner].scale
-        elif name.endswith("_zero_point") and name.removesuffix("_zero_point") in program.weights:
-            value = program.weights[name.removesuffix("_zero_point")].zero_point
-        else:
-            value = _full_precision(module, name, tensors)
-        set_buffer(module, name, value)
+        set_buffer(module, name, known[name] if name in known else _full_precision(module, name, tensors))
 
 
 def _full_precision(module: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> Tensor:

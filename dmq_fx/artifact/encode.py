@@ -11,27 +11,39 @@ from torch import Tensor
 from dmq_fx.artifact.packing import pack
 from dmq_fx.artifact.tensors import narrow
 from dmq_fx.planning import PlannedSite
+from dmq_fx.program.convert_activations import DERIVED
 from dmq_fx.program.graph_tools import get_tensor, tensor_names
 from dmq_fx.program.program import Program
 
 STATIC_SCALES = "dmq.static_scale"
 STATIC_ZERO_POINTS = "dmq.static_zero_point"
+INPUT_SCALES = "dmq.input_scale"
+SHIFTS = "dmq.shift"
 
 
 def encode_tensors(program: Program) -> dict[str, Tensor]:
     """Every tensor that the graph reads, as small as it gets without loss, by its name in the graph.
 
     Weights are packed to their bits ([bytes], uint8); zero points of symmetric weights are left out; other
-    tensors are narrowed where no value changes. Static activations have one scale and zero point each.
+    tensors are narrowed where no value changes. Static activations have one scale and zero point each, scaled ones
+    gamma [channels] and shifts [slots or 1, channels]; what follows from these is left out.
     """
     module = program.graph_module
     tensors: dict[str, Tensor] = {}
     for name in tensor_names(module):
         if name in program.weights:
-            grid = program.weights[name].grid
-            tensors[name] = pack(get_tensor(module, name), grid.bits, offset=grid.qmin)
-        elif not _implied(program, name):
+            weight = program.weights[name]
+            tensors[name] = pack(weight.integers, weight.grid.bits, offset=weight.grid.qmin)
+        elif _of_weight(program, name, "_zero_point"):
+            weight = program.weights[name.removesuffix("_zero_point")]
+            if not weight.grid.symmetric:
+                tensors[name] = narrow(weight.zero_point)
+        elif not name.startswith(f"{DERIVED}."):
             tensors[name] = narrow(get_tensor(module, name))
+    for index, gamma in program.input_scales.items():
+        tensors[f"{INPUT_SCALES}.{index}"] = narrow(gamma)
+    for index, shifts in program.shifts.items():
+        tensors[f"{SHIFTS}.{index}"] = narrow(shifts)
     static = [program.qparams[a.index] for a in program.activations if not a.spec.per_timestep]
     if static:
         tensors[STATIC_SCALES] = torch.cat([found.scale for found in static])
@@ -39,10 +51,8 @@ def encode_tensors(program: Program) -> dict[str, Tensor]:
     return tensors
 
 
-def _implied(program: Program, name: str) -> bool:
-    """A zero point that is zero because its weight is symmetric."""
-    weight, _, kind = name.rpartition("_zero_point")
-    return not kind and weight in program.weights and program.weights[weight].grid.symmetric
+def _of_weight(program: Program, name: str, suffix: str) -> bool:
+    return name.endswith(suffix) and name.removesuffix(suffix) in program.weights
 
 
 def encode_sites(program: Program, errors: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -59,6 +69,8 @@ def encode_sites(program: Program, errors: dict[str, dict[str, Any]]) -> dict[st
         "schemes": schemes,
         "sites": sites,
         "biases": sorted(program.biases),
+        "splits": list(program.splits),
+        "folded": sorted(program.folded),
     }
 
 

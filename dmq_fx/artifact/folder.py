@@ -78,7 +78,7 @@ def save_program(
         },
         {
             **content,
-            "graph": graph_fingerprint(program.traced.graph_module),
+            "graph": graph_fingerprint(program.original.graph_module),
             "inputs": describe_inputs(program.traced),
             "dynamic_size": program.traced.dynamic_size,
         },

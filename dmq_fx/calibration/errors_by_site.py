@@ -13,7 +13,6 @@ from torch import Tensor
 from dmq_fx.calibration.store import CalibrationSet
 from dmq_fx.calibration.streaming import quantized_output, stream_sites
 from dmq_fx.planning import PlannedSite
-from dmq_fx.program.graph_tools import get_tensor
 from dmq_fx.program.program import Program
 
 
@@ -55,13 +54,13 @@ def output_sqnr(
 
 
 def weight_sqnr(program: Program) -> dict[str, float | None]:
-    """SQNR of every quantized weight, by site."""
+    """SQNR of every quantized weight (where its input is scaled: of W * gamma), by site."""
     found: dict[str, float | None] = {}
     for planned in program.plan.sites:
         weight = program.weights.get(planned.site.weight or "")
         if weight is not None:
             power = Power()
-            exact = get_tensor(program.traced.graph_module, planned.site.weight or "").detach()
+            exact = program.scaled_weight(planned)
             power.add(exact, weight.dequantized().to(exact.device))
             found[planned.name] = power.sqnr_db
     return found

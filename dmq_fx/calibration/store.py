@@ -16,7 +16,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,10 +24,11 @@ from typing import Any
 
 import platformdirs
 import torch
+from safetensors import SafetensorError, safe_open
 
 from dmq_fx.artifact.container import hash_file, sibling, sync_file, sync_folder
 from dmq_fx.artifact.manifest import FileRecord, canonical_json, is_file_name, plain_json
-from dmq_fx.artifact.tensors import load_metadata, load_tensors, save_tensors
+from dmq_fx.artifact.tensors import METADATA_KEY, load_metadata, load_tensors, save_tensors
 from dmq_fx.errors import ArtifactError, CalibrationError, InternalError
 
 STORE_FORMAT = 1
@@ -200,6 +201,21 @@ class CalibrationSet:
             stored = load_tensors(file)
             return [{name: stored[key] for name, key in row.items()} for row in table]
         except (ArtifactError, AttributeError, KeyError, TypeError) as error:
+            raise _damaged(f"{file.name} cannot be read: {error}", self.path) from error
+
+    @contextmanager
+    def opened(self, index: int) -> Iterator[tuple[Any, list[dict[str, str]]]]:
+        """The file of one batch, to read parts of it, and its table: at each step, the stored tensor of every name.
+
+        The file is a `safe_open` and mapped, so that a slice costs what the slice holds; what it gives lies in the
+        map, and must be copied to be kept. Raises CalibrationError for what goes wrong with the file in the block.
+        """
+        _touch(self.path)
+        file = self.path / self.batches[index].name
+        try:
+            with safe_open(file, framework="pt") as opened:
+                yield opened, json.loads(opened.metadata()[METADATA_KEY])["steps"]
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise _damaged(f"{file.name} cannot be read: {error}", self.path) from error
 
     def __iter__(self) -> Iterator[tuple[int, int, dict[str, torch.Tensor]]]:

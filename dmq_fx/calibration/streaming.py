@@ -10,10 +10,11 @@ from torch import Tensor, fx
 
 from dmq_fx.calibration.store import CalibrationSet
 from dmq_fx.numerics import IntegerGrid
-from dmq_fx.numerics.quantize import fake_quantize
+from dmq_fx.numerics.quantize import dequantize, quantize
 from dmq_fx.planning import PlannedSite
 from dmq_fx.program.graph_tools import get_tensor
 from dmq_fx.program.program import Activation, Program
+from dmq_fx.program.scaling import channel_axis
 from dmq_fx.tracing import TracedModel
 
 SiteCallback = Callable[[PlannedSite, tuple[Any, ...], Tensor], None]
@@ -66,22 +67,49 @@ def quantized_output(program: Program, planned: PlannedSite, args: tuple[Any, ..
         rounded[1] = weight.dequantized().to(args[1])
     if planned.site.bias in program.biases:
         rounded[2] = program.biases[planned.site.bias].to(args[2])
+    return call_site(program, planned, tuple(rounded))
+
+
+def call_site(program: Program, planned: PlannedSite, args: tuple[Any, ...]) -> Tensor:
+    """What a site's node computes of `args`."""
     node = program.nodes[planned.site.node]
     assert callable(node.target)
-    return node.target(*rounded, **_constants(program, node))
+    return node.target(*args, **_constants(program, node))
 
 
 def quantized_activation(program: Program, activation: Activation, x: Tensor, slot: Tensor | None) -> Tensor:
-    """x rounded to the integers of its activation, with the range of every sample's own slot."""
-    scale, zero_point = program.qparams[activation.index]
+    """x rounded to the integers of its activation, with the range of every sample's own slot.
+
+    Of an activation with equivalent scaling, x / gamma, which is what the sites' integer weights expect.
+    """
+    scale, zero_point = (part.to(x.device) for part in program.qparams[activation.index])
     grid = IntegerGrid(activation.spec.bits, activation.spec.symmetric)
-    scale, zero_point = scale.to(x.device), zero_point.to(x.device)
-    if activation.spec.per_timestep:
-        assert slot is not None
-        rows = slot.repeat_interleave(activation.batch_multiple)
+    rows = (
+        slot.repeat_interleave(activation.batch_multiple) if activation.spec.per_timestep and slot is not None else None
+    )
+    if rows is not None:
         shape = (-1, *([1] * (x.dim() - 1)))
         scale, zero_point = scale[rows].reshape(shape), zero_point[rows].reshape(shape)
-    return fake_quantize(x.float(), scale, zero_point, grid).to(x.dtype)
+    up, down = _factors(program, activation, x, rows)
+    return dequantize(quantize(x.float(), scale * up, zero_point, grid), scale * down, zero_point).to(x.dtype)
+
+
+def _factors(
+    program: Program, activation: Activation, x: Tensor, rows: Tensor | None
+) -> tuple[Tensor | float, Tensor | float]:
+    """What multiplies the scale before rounding, gamma 2^-k, and after it, 2^-k; broadcast against x."""
+    gamma, shifts = program.input_scales.get(activation.index), program.shifts.get(activation.index)
+    if gamma is None and shifts is None:
+        return 1.0, 1.0
+    axis = channel_axis(program, activation)
+    assert axis is not None
+    powers = torch.ones(1, x.shape[axis]) if shifts is None else torch.pow(2.0, -shifts.float())
+    powers = powers.to(x.device)
+    if len(powers) > 1 and rows is not None:
+        powers = powers[rows]
+    shape = (len(powers), *([1] * (axis - 1)), -1, *([1] * (x.dim() - 1 - axis)))
+    down = powers.reshape(shape)
+    return (down if gamma is None else (powers * gamma.to(powers)).reshape(shape)), down
 
 
 def stream_sites(
@@ -97,6 +125,23 @@ def stream_sites(
 
     callback: (site, arguments, output, slot of every sample). limit: batches of samples, None for all.
     """
+    show = site_viewer(program, callback)
+    for done, arguments in batches(program.traced, inputs, device, limit):
+        show(arguments)
+        progress(done + 1)
+
+
+def site_viewer(
+    program: Program,
+    callback: Callable[[PlannedSite, tuple[Any, ...], Tensor, Tensor | None], None],
+    *,
+    autocast: bool = False,
+) -> Callable[[tuple[Tensor, ...]], None]:
+    """A function that runs the full-precision graph once and shows every quantized site's call.
+
+    callback: (site, arguments, output, slot of every sample), called without gradients. autocast: convolutions and
+    products in bfloat16.
+    """
     slot: Tensor | None = None
 
     def forward(planned: PlannedSite, args: tuple[Any, ...], output: Tensor) -> None:
@@ -104,11 +149,15 @@ def stream_sites(
 
     watched = {planned.site.node: planned for planned in program.plan.sites if planned.quantized}
     interpreter = SiteInterpreter(program.traced.graph_module, watched, forward)
-    with torch.no_grad():
-        for done, arguments in batches(program.traced, inputs, device, limit):
-            slot = nearest_slot(program, arguments)
+
+    def run(arguments: tuple[Tensor, ...]) -> None:
+        nonlocal slot
+        slot = nearest_slot(program, arguments)
+        device = arguments[0].device.type
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=autocast):
             interpreter.run(*arguments)
-            progress(done + 1)
+
+    return run
 
 
 def _constants(program: Program, node: fx.Node) -> dict[str, Any]:

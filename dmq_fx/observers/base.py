@@ -33,15 +33,24 @@ class ActivationObserver(nn.Module):
         self.register_buffer("high", torch.full((slots,), -torch.inf), persistent=False)
         self.low: Tensor
         self.high: Tensor
+        self.gamma: Tensor | None
+        self.register_buffer("gamma", None, persistent=False)
+
+    def scale_input(self, gamma: Tensor, axis: int) -> None:
+        """Watch x / gamma instead of x; gamma: [channels], along `axis` of x."""
+        self.gamma, self.axis = gamma.float(), axis
 
     def forward(self, x: Tensor, slot: Tensor | None) -> Tensor:
         """x: [batch, ...]; slot: [batch] (or a divisor of it), ignored if there is one slot."""
+        seen = x.detach().float()
+        if self.gamma is not None:
+            seen = seen / self.gamma.reshape(-1, *([1] * (x.dim() - 1 - self.axis)))
         if self.slots == 1 or slot is None:
-            self.observe(x.detach().float(), 0)
+            self.observe(seen, 0)
             return x
         rows = slot.repeat_interleave(x.shape[0] // slot.shape[0])
         for index in rows.unique().tolist():
-            self.observe(x.detach()[rows == index].float(), int(index))
+            self.observe(seen[rows == index], int(index))
         return x
 
     def observe(self, x: Tensor, slot: int) -> None:

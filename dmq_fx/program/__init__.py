@@ -1,7 +1,9 @@
 """The program and its core rewrites: observers in, integers out."""
 
-from dmq_fx.program.convert import convert_activations, convert_weights
-from dmq_fx.program.observe import find_activations, insert_observers
+from dmq_fx.program.convert_activations import convert_activations
+from dmq_fx.program.convert_weights import convert_weights
+from dmq_fx.program.fold_norms import fold_norms
+from dmq_fx.program.observe import find_activations, group_activations, insert_observers
 from dmq_fx.program.program import Activation, PassContext, Program
 
 __all__ = [
@@ -11,5 +13,7 @@ __all__ = [
     "convert_activations",
     "convert_weights",
     "find_activations",
+    "fold_norms",
+    "group_activations",
     "insert_observers",
 ]

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+aten = torch.ops.aten
+
 
 def working_copy(graph_module: fx.GraphModule) -> fx.GraphModule:
     """A copy whose graph and module tree can be rewritten; it shares the tensors with the original."""
@@ -71,3 +73,13 @@ def compute_dtype(node: fx.Node) -> torch.dtype:
     """Element type of a node's value; float32 if it is not recorded."""
     value = node.meta.get("val")
     return value.dtype if isinstance(value, Tensor) else torch.float32
+
+
+def cast_to(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
+    """Dequantized values are float32; a model of another type gets them in its own."""
+    if dtype == torch.float32:
+        return node
+    with graph.inserting_after(node):
+        cast = graph.call_function(aten.to.dtype, (node, dtype))
+    cast.meta = dict(node.meta)
+    return cast

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import fx, nn
 
-from dmq_fx.observers import make_observer
+from dmq_fx.observers import ActivationObserver, make_observer
 from dmq_fx.planning.batch_axis import batch_multiple
 from dmq_fx.program.graph_tools import finish, get_tensor, last_placeholder, nodes_by_name, record, set_buffer
 from dmq_fx.program.program import Activation, Program
+from dmq_fx.program.scaling import channel_axis
 from dmq_fx.recipe.language import ActivationSpec
 
 aten = torch.ops.aten
@@ -21,18 +22,21 @@ ObserverFactory = Callable[[ActivationSpec, int, str], nn.Module]
 
 
 def find_activations(program: Program) -> tuple[Activation, ...]:
-    """The values to quantize. Sites that read one value at one precision share it (to_q, to_k, to_v)."""
+    """The values to quantize. Sites that read one value at one precision share it (to_q, to_k, to_v).
+
+    Unless they are worked on by other passes, or one is half of a split site: those have quantizers of their own.
+    """
     nodes = nodes_by_name(program.graph_module.graph)
-    groups: dict[tuple[str, ActivationSpec], list[tuple[str, int, str]]] = {}
+    groups: dict[tuple[str, ActivationSpec, tuple[str, ...], bool], list[tuple[str, int, str]]] = {}
     for planned in program.plan.sites:
         if planned.activation is None:
             continue
         for operand in planned.site.operands:
             producer = nodes[planned.site.node].args[operand]
             assert isinstance(producer, fx.Node)
-            groups.setdefault((producer.name, planned.activation), []).append(
-                (planned.site.node, operand, planned.name)
-            )
+            half = planned.name.rpartition(".")[0] in program.splits
+            key = (producer.name, planned.activation, planned.passes, half)
+            groups.setdefault(key, []).append((planned.site.node, operand, planned.name))
     return tuple(
         Activation(
             index=index,
@@ -42,16 +46,24 @@ def find_activations(program: Program) -> tuple[Activation, ...]:
             spec=spec,
             batch_multiple=batch_multiple(nodes[producer], program.traced) if program.traced.timestep else 0,
         )
-        for index, ((producer, spec), readers) in enumerate(groups.items())
+        for index, ((producer, spec, _, _), readers) in enumerate(groups.items())
     )
+
+
+def group_activations(program: Program) -> None:
+    """Find what the sites read: from here on the full-precision graph stays as it is.
+
+    Requires "traced", ensures "grouped".
+    """
+    program.activations = find_activations(program)
+    program.states.add("grouped")
 
 
 def insert_observers(program: Program, factory: ObserverFactory = make_observer) -> None:
     """Put an observer node behind every value to quantize, and the slot of every sample where one needs it.
 
-    Requires "traced", ensures "observed".
+    Observers of scaled activations see x / gamma. Requires "grouped", ensures "observed".
     """
-    program.activations = find_activations(program)
     module, graph = program.graph_module, program.graph_module.graph
     nodes = nodes_by_name(graph)
     slot = insert_slot(program) if any(a.spec.per_timestep for a in program.activations) else None
@@ -59,6 +71,9 @@ def insert_observers(program: Program, factory: ObserverFactory = make_observer)
     for activation in program.activations:
         name = f"{OBSERVERS}.{activation.index}"
         observer = factory(activation.spec, len(program.timesteps), activation.sites[0])
+        gamma = program.input_scales.get(activation.index)
+        if gamma is not None and isinstance(observer, ActivationObserver):
+            observer.scale_input(gamma, axis=channel_axis(program, activation) or 0)
         module.add_submodule(name, observer.to(device))
         producer = nodes[activation.producer]
         with graph.inserting_after(_last(producer, slot)):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor, fx
 
+from dmq_fx.budget import DEFAULT_BUDGET
 from dmq_fx.calibration.store import CalibrationSet
+from dmq_fx.checkpoint import PassCheckpoint
+from dmq_fx.errors import InternalError
 from dmq_fx.numerics import QParams, QuantizedWeight
 from dmq_fx.planning import Plan, PlannedSite
-from dmq_fx.program.graph_tools import nodes_by_name, working_copy
+from dmq_fx.program.graph_tools import get_tensor, nodes_by_name, working_copy
 from dmq_fx.recipe.language import ActivationSpec
 from dmq_fx.tracing import TracedModel
 
@@ -37,9 +40,16 @@ class Activation:
 class Program:
     """A graph being rewritten, and what is known about it.
 
-    traced: the full-precision graph, never changed. graph_module: the graph being rewritten.
+    traced: the full-precision graph; rewrites that keep what it computes (`split`) replace it before anything else is
+    done. original: as it was traced. graph_module: the graph being rewritten.
     timesteps: the sampler's model timesteps, [slots], in the order they are visited.
+    splits: sites of the model whose input was split into the halves of a concat, by name (`split_sites`).
     qparams: scale and zero point of every activation by index, [slots] (or [1]) each.
+    input_scales: equivalent scaling, by activation index: gamma, [channels]. The activation is quantized as x / gamma,
+    the weights of its sites as W * gamma. folded: those whose 1 / gamma went into the norm before them, whose new
+    parameters are in norms, by name.
+    shifts: power-of-two scaling, by activation index: k, int64 [slots] or [1] by [channels]. Channel c has the scale
+    s * 2^-k_c.
     weights: integers by weight name. biases: biases that a pass replaced, by name.
     """
 
@@ -47,14 +57,29 @@ class Program:
     plan: Plan
     timesteps: Tensor
     graph_module: fx.GraphModule = field(init=False)
+    original: TracedModel = field(init=False)
+    splits: tuple[str, ...] = ()
     activations: tuple[Activation, ...] = ()
     qparams: dict[int, QParams] = field(default_factory=dict)
+    input_scales: dict[int, Tensor] = field(default_factory=dict)
+    folded: set[int] = field(default_factory=set)
+    norms: dict[str, Tensor] = field(default_factory=dict)
+    shifts: dict[int, Tensor] = field(default_factory=dict)
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
     states: set[str] = field(default_factory=lambda: {"traced"})
 
     def __post_init__(self) -> None:
+        self.original = self.traced
         self.graph_module = working_copy(self.traced.graph_module)
+
+    def rewrite(self, traced: TracedModel, plan: Plan, splits: Sequence[str]) -> None:
+        """Go on with another full-precision graph that computes the same, and the plan of its sites."""
+        if self.states != {"traced"}:
+            raise InternalError(f"the full-precision graph cannot be rewritten in the states {sorted(self.states)}")
+        self.traced, self.plan, self.splits = traced, plan, (*self.splits, *splits)
+        self.graph_module = working_copy(traced.graph_module)
+        self.__dict__.pop("nodes", None)
 
     @cached_property
     def nodes(self) -> dict[str, fx.Node]:
@@ -71,15 +96,41 @@ class Program:
         key = (site.site.node, operand)
         return next((activation for activation in self.activations if key in activation.consumers), None)
 
+    def input_scale(self, planned: PlannedSite) -> Tensor | None:
+        """gamma of a site's input, [in channels]; None if it is not scaled."""
+        if planned.site.weight is None:
+            return None
+        activation = self.activation_of(planned, 0)
+        return None if activation is None else self.input_scales.get(activation.index)
+
+    def scaled_weight(self, planned: PlannedSite) -> Tensor:
+        """The tensor that becomes integers: W * gamma, float32, of the weight's shape."""
+        weight = get_tensor(self.traced.graph_module, planned.site.weight or "").detach().float()
+        gamma = self.input_scale(planned)
+        return weight if gamma is None else weight * along_inputs(gamma, weight)
+
+    def effective_weight(self, planned: PlannedSite, values: Tensor) -> Tensor:
+        """What `values` in place of W * gamma amount to on an input that is not scaled: values / gamma."""
+        gamma = self.input_scale(planned)
+        return values if gamma is None else values / along_inputs(gamma, values)
+
+
+def along_inputs(gamma: Tensor, weight: Tensor) -> Tensor:
+    """gamma, [in], shaped to multiply the input channels of a weight [out, in, ...]."""
+    return gamma.to(weight).reshape(1, -1, *([1] * (weight.dim() - 2)))
+
 
 @dataclass(frozen=True)
 class PassContext:
     """What a pass may use beside the program: the calibration inputs, a seed, and a way to tell progress.
 
-    progress: called with (what, done, total).
+    progress: called with (what, done, total). checkpoint: where this pass keeps how far it is; None if nowhere.
+    budget: the recipe's, for `dmq_fx.budget`.
     """
 
     calibration: CalibrationSet | None
     seed: int
     device: Any
     progress: Callable[[str, int, int], None]
+    checkpoint: PassCheckpoint | None = None
+    budget: str = DEFAULT_BUDGET

@@ -126,7 +126,7 @@ The library holds:
 - `rules` of the child stand before the parent's. A parent's rule with the same match as one of the child's is left
   out; a child's rule with an empty match leaves out all of the parent's.
 - `passes` merge by name: a pass that both list keeps its place and its options merge; new ones come after.
-- `source` and `backend` are the parent's unless the child has its own.
+- `source`, `budget` and `backend` are the parent's unless the child has its own.
 - `dmq`, `name`, `version` and `summary` are not inherited.
 - Parents can have parents, up to 16 files in all.
 """
@@ -139,6 +139,7 @@ Schemes and passes are addressed by name, entries of lists by number from 0:
 
 ```
 --set calibration.samples=32
+--set budget=quick
 --set schemes.w4a8.weight.bits=3
 --set schemes.w4a8.activation=none
 --set rules.0.scheme=none

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from dmq_fx.budget import DEFAULT_BUDGET, DIVISORS
 from dmq_fx.sites import OPS, ROLES
 
 LANGUAGE_VERSION = 1
@@ -170,6 +171,12 @@ class Recipe:
     version: str = option("semantic version of this recipe", default="0.0.0", pattern=RECIPE_VERSION)
     summary: str = option("one line of what it does", default="")
     source: str = option("where the method comes from, such as arXiv:2507.12933", default="")
+    budget: str = option(
+        "share of the iterations of learned passes: `full` is as their options say, by default the papers'; `standard` "
+        "a twentieth, `quick` a hundredth",
+        default=DEFAULT_BUDGET,
+        choices=tuple(DIVISORS),
+    )
     calibration: Calibration = option("calibration inputs", factory=Calibration)
     schemes: dict[str, Scheme] = option("precisions by name", factory=dict, key_pattern=SCHEME_NAME)
     rules: tuple[Rule, ...] = option("which site gets which scheme; the first match wins", default=())

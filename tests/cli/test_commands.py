@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from dmq_fx.checkpoint import Checkpoint
 from dmq_fx.cli import app
 
 COMMANDS = ("plan", "validate", "compile", "inspect", "sample", "eval")
@@ -80,6 +81,25 @@ def test_gate_that_fails(pipeline_folder: Path, tmp_path: Path, fast: tuple[str,
     assert re.search(r"weight_megabytes is 0\.\d+, expected at most 0\.001", plain(result.stderr))
     assert "mean_weight_bits is" not in result.stderr and "final_mse is" not in result.stderr
     assert (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_an_interrupted_compile_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "out"
+
+    def interrupted(*args: object, output: str, resume: bool, **kwargs: object) -> None:
+        if resume:
+            Checkpoint(output, resume=True).section("00-les").save({}, {}, force=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dmq_fx.compiler.compile", interrupted)
+    result = dmq("compile", "ptq/w8a8", "-o", output)
+    assert (result.exit_code, plain(result.stderr).strip()) == (130, "interrupted")
+    result = dmq("compile", "ptq/w8a8", "-o", output, "--resume", "--json")
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert plain(result.stderr).strip().splitlines() == [
+        f"no checkpoint beside {output}: starting from the beginning",
+        "interrupted: the same command with --resume goes on from here",
+    ]
 
 
 def test_inspect(artifact: Path) -> None:

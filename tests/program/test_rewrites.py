@@ -14,7 +14,7 @@ from dmq_fx.compiler import resolve_recipe
 from dmq_fx.models import load_model
 from dmq_fx.numerics import QParams, quantize_weight
 from dmq_fx.planning import PlannedSite, make_plan
-from dmq_fx.program import Program, convert_activations, convert_weights, insert_observers
+from dmq_fx.program import Program, convert_activations, convert_weights, group_activations, insert_observers
 from dmq_fx.program.graph_tools import get_tensor
 from dmq_fx.roles import find_sites
 from dmq_fx.tracing import TracedModel, trace
@@ -35,6 +35,7 @@ def observed(traced: TracedModel) -> Program:
 def build(traced: TracedModel, *overrides: str) -> Program:
     recipe = resolve_recipe("ptq/w4a8", overrides).recipe
     program = Program(traced, make_plan(recipe, find_sites(traced), traced), TIMESTEPS)
+    group_activations(program)
     insert_observers(program)
     return program
 

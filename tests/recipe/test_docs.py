@@ -56,11 +56,12 @@ def test_the_examples_resolve(folder: Path, pass_options: Mapping[str, type]) ->
     (folder / "child.yaml").write_text(docs_text.CHILD)
     assert resolve("mine.yaml", pass_options=pass_options).recipe.name == "mine/w4a8"
     overrides = re.findall(r"^--set '?(.*?)'?$", docs_text.OVERRIDES, re.MULTILINE)
-    assert len(overrides) == 5
-    child = resolve("child.yaml", overrides=overrides[:2] + overrides[3:], pass_options=pass_options).recipe
+    assert len(overrides) == 6
+    child = resolve("child.yaml", overrides=overrides[:3] + overrides[4:], pass_options=pass_options).recipe
     weight = child.schemes["w4a8"].weight
     assert weight is not None
     assert (weight.bits, len(child.rules), child.rules[0].scheme) == (3, 6, "none")
+    assert child.budget == "quick"
 
 
 def test_the_reference_shows_the_options_of_passes(pass_options: Mapping[str, type]) -> None:

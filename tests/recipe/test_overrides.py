@@ -42,6 +42,7 @@ passes: [split, les: {iterations: 500}]
         ("passes=[split]", ["passes"], [{"split": {}}]),
         ("name=c/d", ["name"], "c/d"),
         ("summary='1.0'", ["summary"], "1.0"),
+        ("budget=quick", ["budget"], "quick"),
     ],
 )
 def test_values_that_can_be_set(
@@ -86,6 +87,7 @@ def test_overrides_apply_in_order(folder: Path, pass_options: Mapping[str, type]
             "schemes.w4.activation is 'none' and has no key 'bits'\n"
             "  hint: give it a whole value: `--set 'schemes.w4.activation={bits: ...}'`",
         ),
+        ("budget=qick", "unknown budget 'qick'\n  hint: did you mean 'quick'?"),
         ("name.x=3", "name is 'a/b' and has no key 'x'"),
         ("extends=ptq/w8a8", "'extends' belongs to a file and cannot be overridden"),
         ("lock.seed=3", "'lock' belongs to a file and cannot be overridden"),

@@ -1,0 +1,65 @@
+"""SmoothQuant (arXiv:2211.10438): equivalent scaling in closed form, from the largest values of both sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dmq_fx.calibration.extremes import channel_extremes
+from dmq_fx.errors import CalibrationError
+from dmq_fx.numerics.equivalent_scaling import largest_by_input, smoothquant_scale
+from dmq_fx.pass_api import PASSES, PassResult
+from dmq_fx.program.graph_tools import get_tensor
+from dmq_fx.program.program import PassContext, Program
+from dmq_fx.program.scaling_groups import ScalingGroup, scaling_groups
+from dmq_fx.recipe.language import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothQuantOptions:
+    """Options of `smoothquant`."""
+
+    alpha: float = option(
+        "migration strength: 0 evens out the weights' channels, 1 the activations'",
+        default=0.5,
+        minimum=0.0,
+        maximum=1.0,
+    )
+
+
+@PASSES.register("smoothquant")
+class SmoothQuant:
+    """gamma_j = max|X_j|^alpha / max|W_:j|^(1 - alpha), over all timesteps and all sites that read X."""
+
+    Options = SmoothQuantOptions
+    requires = frozenset({"grouped"})
+    ensures: frozenset[str] = frozenset()
+    before = frozenset({"observed", "rounded"})
+
+    @staticmethod
+    def run(program: Program, options: SmoothQuantOptions, context: PassContext) -> PassResult:
+        if context.calibration is None:
+            raise CalibrationError("smoothquant needs calibration inputs")
+        groups, left = scaling_groups(program, "smoothquant")
+        total = len(context.calibration) * context.calibration.steps
+        extremes = channel_extremes(
+            program,
+            [group.activation for group in groups],
+            context.calibration,
+            device=context.device,
+            limit=None,
+            progress=lambda done: context.progress("channel ranges", done, total),
+        )
+        report = {}
+        for group in groups:
+            gamma = smoothquant_scale(
+                extremes[group.activation.index].largest, largest_weights(program, group), options.alpha
+            )
+            program.input_scales[group.activation.index] = gamma
+            report[group.sites[0].name] = [round(float(gamma.min()), 5), round(float(gamma.max()), 5)]
+        return PassResult(tuple(p.name for g in groups for p in g.sites), {"gamma": report, "left": left})
+
+
+def largest_weights(program: Program, group: ScalingGroup):
+    """max |W_:j| over all sites of a group, [channels]."""
+    names = [planned.site.weight or "" for planned in group.sites]
+    return largest_by_input([get_tensor(program.traced.graph_module, name) for name in names])

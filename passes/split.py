@@ -1,0 +1,52 @@
+"""Separate quantizers for the decoder half and the encoder half of a skip concat.
+
+Q-Diffusion (arXiv:2302.04304), section 4.3; DMQ's released scripts turn it on as well (ptq-methods 3.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from dmq_fx.pass_api import PASSES, PassResult
+from dmq_fx.planning import Plan, PlannedSite
+from dmq_fx.program.program import PassContext, Program
+from dmq_fx.program.split import split_sites, why_not_split
+from dmq_fx.recipe.language import option
+from dmq_fx.sites import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions:
+    """Options of `split`."""
+
+    sites: str = option(
+        "which sites: the residual shortcuts, or every site that reads a concat, norms and activations between",
+        default="skip_connection",
+        choices=("skip_connection", "skip_concat"),
+    )
+
+
+@PASSES.register("split")
+class Split:
+    """Two sites and an add in place of one site that reads a concat."""
+
+    Options = SplitOptions
+    requires: frozenset[str] = frozenset()
+    ensures: frozenset[str] = frozenset()
+    before = frozenset({"grouped"})
+
+    @staticmethod
+    def run(program: Program, options: SplitOptions, context: PassContext) -> PassResult:
+        sites = tuple(planned.site for planned in program.plan.sites)
+        wanted = [p for p in program.plan.for_pass("split") if options.sites in p.site.roles]
+        reasons = {p.name: why_not_split(p.site, sites, program.traced) for p in wanted}
+        names = [name for name, reason in reasons.items() if reason is None]
+        traced, split = split_sites(program.traced, sites, names)
+        by_name = {planned.name: planned for planned in program.plan.sites}
+        program.rewrite(traced, Plan(tuple(_planned(site, by_name) for site in split), program.plan.parameters), names)
+        return PassResult(tuple(names), {"left": {name: reason for name, reason in reasons.items() if reason}})
+
+
+def _planned(site: Site, by_name: dict[str, PlannedSite]) -> PlannedSite:
+    found = by_name.get(site.name) or by_name[site.name.rpartition(".")[0]]
+    return replace(found, site=site)
