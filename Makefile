@@ -21,11 +21,11 @@ WORKERS ?= auto
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/dmq plan ptq/w8a8
-	$(BIN)/dmq compile ptq/w8a8 -o demo/w8a8 --force
-	$(BIN)/dmq inspect demo/w8a8 --site 'up_blocks.*.conv_shortcut'
-	$(BIN)/dmq sample demo/w8a8 -n 36 -o demo/grid.png --compare
-	@echo "Look at demo/grid.png (full precision and ptq/w8a8, same noise), then try: dmq inspect demo/w8a8"
+	$(BIN)/dmq plan dmq/w4a8
+	$(BIN)/dmq compile dmq/w4a8 --set budget=quick -o demo/w4a8 --force
+	$(BIN)/dmq inspect demo/w4a8 --site 'up_blocks.*.conv_shortcut'
+	$(BIN)/dmq sample demo/w4a8 -n 36 -o demo/grid.png --compare
+	@echo "Look at demo/grid.png (full precision and dmq/w4a8, same noise), then try: dmq inspect demo/w4a8"
 
 test: .venv/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 15

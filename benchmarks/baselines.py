@@ -18,13 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 RECIPES = ("ptq/w8a8", "ptq/w6a6", "ptq/w4a8", "ptq/w4a6", "weight-only/w8", "weight-only/w4")
 SHOWN = ("ptq/w8a8", "ptq/w4a6")
 
 
-def compile_recipe(recipe: str, model: str, output: Path, *, cold: bool) -> dict:
+def compile_recipe(recipe: str, model: str, output: Path, *, cold: bool, overrides: Sequence[str] = ()) -> dict:
     """Run `dmq compile` and return what it printed, with its peak memory in MB."""
     record = output.with_suffix(".json")
     if record.exists() and output.exists():
@@ -34,6 +35,7 @@ def compile_recipe(recipe: str, model: str, output: Path, *, cold: bool) -> dict
         if cold:
             environment["XDG_CACHE_HOME"] = empty
         command = [sys.executable, "-m", "dmq_fx.cli", "compile", recipe, "--model", model, "-o", str(output)]
+        command += [part for override in overrides for part in ("--set", override)]
         process = subprocess.Popen([*command, "--force", "--json"], stdout=subprocess.PIPE, env=environment)
         assert process.stdout is not None
         printed = process.stdout.read()

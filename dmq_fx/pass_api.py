@@ -25,8 +25,8 @@ class GraphPass(Protocol):
     `Options` is a frozen dataclass whose fields are made with `dmq_fx.recipe.language.option`; the recipe
     language takes its schema and defaults from it. `requires` and `ensures` name states of the program
     ("traced", "grouped", "observed", "calibrated", "rounded", "quantized"); the compiler inserts the steps that lead
-    there. `before`, which may be left out, names states that must not have been reached: a pass that changes what
-    ranges are found on comes before "observed".
+    there; "assigned" is what passes ensure that choose integers for weights. `before`, which may be left out, names
+    states that must not have been reached: a pass that changes what ranges are found on comes before "observed".
     """
 
     Options: ClassVar[type]

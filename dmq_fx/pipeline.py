@@ -55,7 +55,7 @@ def check_order(passes: Sequence[PassSpec]) -> None:
     reached: dict[str, str] = {}
     for spec in passes:
         entry = PASSES.get(spec.name, where=spec.where)
-        late = [state for state in STEPS if state in getattr(entry, "before", ()) and state in reached]
+        late = [state for state in reached if state in getattr(entry, "before", ())]
         if late:
             raise RecipeError(
                 f"pass {spec.name!r} must come before {reached[late[0]]!r}",
@@ -65,6 +65,8 @@ def check_order(passes: Sequence[PassSpec]) -> None:
         order = list(STEPS)
         needed = [order.index(state) for state in entry.requires if state in STEPS]
         for state in order[: max(needed, default=-1) + 1]:
+            reached.setdefault(state, spec.name)
+        for state in entry.ensures:
             reached.setdefault(state, spec.name)
 
 

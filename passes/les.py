@@ -71,7 +71,7 @@ class Les:
     Options = LesOptions
     requires = frozenset({"grouped"})
     ensures: frozenset[str] = frozenset()
-    before = frozenset({"observed", "rounded"})
+    before = frozenset({"observed", "assigned", "rounded"})
 
     @staticmethod
     def run(program: Program, options: LesOptions, context: PassContext) -> PassResult:

@@ -33,7 +33,7 @@ class SmoothQuant:
     Options = SmoothQuantOptions
     requires = frozenset({"grouped"})
     ensures: frozenset[str] = frozenset()
-    before = frozenset({"observed", "rounded"})
+    before = frozenset({"observed", "assigned", "rounded"})
 
     @staticmethod
     def run(program: Program, options: SmoothQuantOptions, context: PassContext) -> PassResult:

@@ -25,7 +25,7 @@ METRICS = (
 )
 """What a compile measures, and `expect:` can set limits to."""
 
-RECIPE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}/[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+RECIPE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9][A-Za-z0-9._-]{0,63}){1,2}"
 RECIPE_VERSION = r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}(-?(a|b|rc)\.?[0-9]{1,9})?"
 SCHEME_NAME = r"[A-Za-z0-9][A-Za-z0-9_+-]{0,63}"
 
@@ -167,7 +167,7 @@ class Recipe:
     """A resolved recipe: parents merged, overrides applied, defaults written out."""
 
     dmq: int = option("version of the recipe language", choices=(LANGUAGE_VERSION,))
-    name: str = option("name, as `family/name`", pattern=RECIPE_NAME)
+    name: str = option("name, as `family/name` or `family/group/name`", pattern=RECIPE_NAME)
     version: str = option("semantic version of this recipe", default="0.0.0", pattern=RECIPE_VERSION)
     summary: str = option("one line of what it does", default="")
     source: str = option("where the method comes from, such as arXiv:2507.12933", default="")

@@ -30,7 +30,7 @@ class LibraryRecipe:
 def list_recipes() -> tuple[LibraryRecipe, ...]:
     """All recipes of the library, by name and then by version."""
     root = Path(str(files(PACKAGE)))
-    found = [_entry(root, path) for path in root.glob("*/*.yaml")]
+    found = [_entry(root, path) for path in root.glob("*/**/*.yaml")]
     return tuple(sorted(found, key=lambda recipe: (recipe.name, recipe.version)))
 
 
@@ -57,7 +57,8 @@ def find_recipe(reference: str, *, where: str | None = None) -> LibraryRecipe:
 def _entry(root: Path, path: Path) -> LibraryRecipe:
     name, _, version = path.stem.partition("@")
     try:
-        return LibraryRecipe(f"{path.parent.name}/{name}", Version(version), path)
+        folder = path.parent.relative_to(root).as_posix()
+        return LibraryRecipe(f"{folder}/{name}", Version(version), path)
     except InvalidVersion:
         raise InternalError(
             "a file of the library is not called name@version.yaml", where=str(path.relative_to(root))

@@ -134,3 +134,10 @@ def test_a_pass_that_comes_too_late_is_an_error_at_its_line(tmp_path: Path) -> N
     with pytest.raises(RecipeError) as caught:
         dmq_fx.plan(recipe)
     assert "late.yaml:7" in str(caught.value) and "'les' must come before 'pts'" in str(caught.value)
+
+
+def test_gamma_is_learned_before_weights_are_rounded(tmp_path: Path) -> None:
+    recipe = tmp_path / "late.yaml"
+    recipe.write_text(RECIPE.format(scaling="gptq: {}") + "  - smoothquant: {}\n")
+    with pytest.raises(RecipeError, match="'smoothquant' must come before 'gptq'"):
+        dmq_fx.plan(recipe)

@@ -1,0 +1,122 @@
+"""DMQ and what it is compared with, on one model: errors, time and memory of every recipe, and errors by timestep.
+
+    python benchmarks/dmq.py --output out/dmq --figure docs/images/dmq-trajectory.png
+    python benchmarks/dmq.py --output out/dmq-outliers --model out/planted ...
+
+Prints the tables of docs/results.md. Noise is that of `--seed`, which no calibration has seen: the recipes' own begins at
+0. Compiles run in processes of their own (`benchmarks/baselines.py`) and are kept, so that adding a recipe costs one row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from baselines import artifact, compile_recipe
+
+RECIPES = {
+    8: (
+        "ptq/w4a8",
+        "gptq/w4a8",
+        "adaround/w4a8",
+        "dmq/ablation/base-w4a8",
+        "dmq/ablation/les-w4a8",
+        "dmq/ablation/les-weighted-w4a8",
+        "dmq/w4a8",
+        "dmq/w4a8-int",
+    ),
+    6: (
+        "ptq/w4a6",
+        "dmq/ablation/base-w4a6",
+        "dmq/ablation/les-w4a6",
+        "dmq/ablation/les-weighted-w4a6",
+        "dmq/w4a6",
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="builtin:ddpm-mnist")
+    parser.add_argument("--recipes", nargs="+", default=[*RECIPES[8], *RECIPES[6]])
+    parser.add_argument("--budget", default="quick", choices=("quick", "standard", "full"))
+    parser.add_argument("--output", type=Path, required=True, help="folder that artifacts are kept in")
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--seed", type=int, nargs="+", default=[10_000, 20_000], help="first image of each evaluation")
+    parser.add_argument("--figure", type=Path, help="errors by timestep")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    overrides = (f"budget={args.budget}",)
+    made = {}
+    for name in args.recipes:
+        made[name] = compile_recipe(name, args.model, artifact(args, name), cold=False, overrides=overrides)
+    found = {name: evaluate(args, name) for name in args.recipes}
+    report(args, made, found)
+    if args.figure:
+        draw(args, found)
+
+
+def evaluate(args: argparse.Namespace, recipe: str) -> list[dict]:
+    """What `dmq eval --json` prints of an artifact, for each seed; kept beside it."""
+    record = artifact(args, recipe).with_suffix(".eval.json")
+    known = json.loads(record.read_text()) if record.exists() else {}
+    for seed in args.seed:
+        key = f"{args.samples}@{seed}"
+        if key not in known:
+            from dmq_fx.evaluation import open_pair
+            from dmq_fx.metrics import compare
+            from dmq_fx.sampling import SamplerOptions
+
+            pair = open_pair(artifact(args, recipe))
+            options = SamplerOptions(steps=20, batch=32, seed=seed)
+            result, _, _ = compare(pair.reference, pair.quantized, options, args.samples)
+            known[key] = {
+                "trajectory_mse": list(result.trajectory_mse),
+                "final_mse": result.final_mse,
+                "timesteps": pair.opened.report["timesteps"],
+                "digest": pair.opened.manifest.digest,
+            }
+            record.write_text(json.dumps(known))
+    return [known[f"{args.samples}@{seed}"] for seed in args.seed]
+
+
+def report(args: argparse.Namespace, made: dict[str, dict], found: dict[str, list[dict]]) -> None:
+    seeds = ", ".join(map(str, args.seed))
+    print(f"`{args.model}`, budget {args.budget}, {args.samples} samples of 20 steps from each of the seeds {seeds}.\n")
+    print("| recipe | mean state MSE | final MSE | by seed | artifact MB | compile s | peak MB |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name, results in found.items():
+        states = [sum(r["trajectory_mse"]) / len(r["trajectory_mse"]) for r in results]
+        finals = [r["final_mse"] for r in results]
+        print(
+            f"| {name} | {sum(states) / len(states):.2e} | {sum(finals) / len(finals):.2e} "
+            f"| {', '.join(f'{value:.2e}' for value in finals)} | {made[name]['bytes'] / 1e6:.2f} "
+            f"| {made[name]['seconds']:.0f} | {made[name]['peak_megabytes']:.0f} |"
+        )
+
+
+def draw(args: argparse.Namespace, found: dict[str, list[dict]]) -> None:
+    """Mean squared error of the sampler's state at every step, a line a recipe, W4A8 and W4A6 side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    for axis, bits in zip(axes, RECIPES, strict=True):
+        for name in (name for name in RECIPES[bits] if name in found):
+            curves = [result["trajectory_mse"] for result in found[name]]
+            mean = [sum(values) / len(values) for values in zip(*curves, strict=True)]
+            axis.plot(range(1, len(mean) + 1), mean, marker=".", label=name)
+        axis.set(title=f"4-bit weights, {bits}-bit activations", xlabel="sampler step", yscale="log")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    axes[0].set_ylabel("mean squared error of the state")
+    args.figure.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(args.figure, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
