@@ -3,8 +3,8 @@
     python benchmarks/dmq.py --output out/dmq --figure docs/images/dmq-trajectory.png
     python benchmarks/dmq.py --output out/dmq-outliers --model out/planted ...
 
-Prints the tables of docs/results.md. Noise is that of `--seed`, which no calibration has seen: the recipes' own begins at
-0. Compiles run in processes of their own (`benchmarks/baselines.py`) and are kept, so that adding a recipe costs one row.
+Prints the tables of docs/results.md. Noise is that of `--seed`, which no calibration has seen: the recipes' own begins
+at 0. Compiles run in processes of their own (`benchmarks/baselines.py`) and are kept: adding a recipe costs one row.
 """
 
 from __future__ import annotations
