@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dmq_fx.errors import DmqError
 
@@ -98,21 +98,32 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def progress(enabled: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A callback (what, done, total) that shows progress bars on stderr."""
+    """A callback (what, done, total) that shows progress bars on stderr.
+
+    A detail that changes, such as a loss, may follow `what` after " · ".
+    """
     if not enabled:
         yield lambda what, done, total: None
         return
-    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:<18}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        TextColumn("{task.fields[detail]}"),
+    )
     with Progress(*columns, console=errors) as bars:
         tasks: dict[str, Any] = {}
 
         def show(what: str, done: int, total: int) -> None:
+            what, _, detail = what.partition(" · ")
             for name, task in tasks.items():
                 if name != what and not bars.tasks[task].finished:
                     bars.update(task, total=1, completed=1)
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total or None)
-            bars.update(tasks[what], completed=done, total=total or None)
+                tasks[what] = bars.add_task(what, total=total or None, detail="")
+            bars.update(tasks[what], completed=done, total=total or None, detail=detail)
 
         yield show
         show("", 1, 1)

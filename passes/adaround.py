@@ -156,7 +156,7 @@ def _learn(
         done = index * settings.schedule.iterations
 
         def after(learner: UnitReconstruction = learner, done: int = done) -> None:
-            context.progress("adaround", done + learner.iteration, total)
+            context.progress(f"adaround · loss {learner.loss:.3g}", done + learner.iteration, total)
             _save(run, context, learner)
 
         nearest = learner.error({p.site.weight or "": run.weights[p.site.weight or ""] for p in unit.sites})

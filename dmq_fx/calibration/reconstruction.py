@@ -67,6 +67,7 @@ class UnitReconstruction:
         self._alphas = {name: rounding.initial().requires_grad_() for name, rounding in roundings.items()}
         self._optimizer = torch.optim.Adam(self._alphas.values(), lr=settings.learning_rate, fused=True)
         self._losses: list[Tensor] = []
+        self.loss = float("nan")
 
     def run(self, after: Callable[[], None]) -> None:
         """Take the iterations that are left, calling `after` now and then; CalibrationError if a loss is not finite."""
@@ -135,7 +136,8 @@ class UnitReconstruction:
         return torch.randperm(self._samples, generator=torch.Generator().manual_seed(seed))[: self._settings.batch]
 
     def _check(self) -> None:
-        finite = torch.stack(self._losses).isfinite().tolist()
+        losses = torch.stack(self._losses)
+        finite, self.loss = losses.isfinite().tolist(), float(losses[-1])
         first = self.iteration - len(finite)
         self._losses.clear()
         if not all(finite):
