@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from dmq_fx.errors import InternalError
 
-DIVISORS = {"quick": 100, "standard": 20, "full": 1}
+DIVISORS = {"quick": 200, "standard": 50, "full": 1}
 """Each budget by what it divides iterations by. `full` is as the options say, whose defaults are the papers'."""
 
 DEFAULT_BUDGET = "standard"
 
 
 def scaled_iterations(iterations: int, budget: str) -> int:
-    """How many of `iterations` a learned pass takes under `budget`: 1, 1/20 or 1/100 of them, and at least 1."""
+    """How many of `iterations` a learned pass takes under `budget`: 1, 1/50 or 1/200 of them, and at least 1."""
     return max(1, iterations // _divisor(budget))
 
 
 def scaled_learning_rate(learning_rate: float, iterations: int, budget: str, limit: float) -> float:
     """The learning rate with which the scaled iterations can go as far as `iterations` with `learning_rate`.
 
-    A run of a twentieth of the iterations takes steps that are twenty times as large, but none larger than `limit`.
+    A run of a fiftieth of the iterations takes steps that are fifty times as large, but none larger than `limit`.
     The limit bounds the enlargement only: under `full` a learning rate is taken as it is.
     """
     enlarged = learning_rate * iterations / scaled_iterations(iterations, budget)

@@ -10,8 +10,8 @@ from dmq_fx.recipe.language import Recipe
 
 
 def test_iterations_are_those_of_the_papers_under_full() -> None:
-    assert [scaled_iterations(6000, budget) for budget in ("full", "standard", "quick")] == [6000, 300, 60]
-    assert [scaled_iterations(20_000, budget) for budget in ("full", "standard", "quick")] == [20_000, 1000, 200]
+    assert [scaled_iterations(6000, budget) for budget in ("full", "standard", "quick")] == [6000, 120, 30]
+    assert [scaled_iterations(20_000, budget) for budget in ("full", "standard", "quick")] == [20_000, 400, 100]
 
 
 def test_at_least_one_iteration_is_taken() -> None:
@@ -20,8 +20,8 @@ def test_at_least_one_iteration_is_taken() -> None:
 
 def test_a_shorter_run_takes_larger_steps_up_to_a_limit() -> None:
     assert scaled_learning_rate(1e-3, 6000, "full", 0.5) == 1e-3
-    assert scaled_learning_rate(1e-3, 6000, "standard", 0.5) == pytest.approx(0.02)
-    assert scaled_learning_rate(1e-3, 6000, "quick", 0.5) == pytest.approx(0.1)
+    assert scaled_learning_rate(1e-3, 6000, "standard", 0.5) == pytest.approx(0.05)
+    assert scaled_learning_rate(1e-3, 6000, "quick", 0.5) == pytest.approx(0.2)
     assert scaled_learning_rate(1e-3, 6000, "quick", 0.05) == 0.05
     assert scaled_learning_rate(1e-3, 50, "quick", 1.0) == pytest.approx(0.05)  # by the iterations that are left: one
 

@@ -173,7 +173,7 @@ class Recipe:
     source: str = option("where the method comes from, such as arXiv:2507.12933", default="")
     budget: str = option(
         "share of the iterations of learned passes: `full` is as their options say, by default the papers'; `standard` "
-        "a twentieth, `quick` a hundredth",
+        "a fiftieth, `quick` a two-hundredth",
         default=DEFAULT_BUDGET,
         choices=tuple(DIVISORS),
     )
