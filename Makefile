@@ -23,7 +23,7 @@ WORKERS ?= auto
 demo: .venv/installed
 	$(BIN)/dmq plan dmq/w4a8
 	$(BIN)/dmq compile dmq/w4a8 --set budget=quick -o demo/w4a8 --force
-	$(BIN)/dmq inspect demo/w4a8 --site 'up_blocks.*.conv_shortcut'
+	$(BIN)/dmq inspect demo/w4a8 --site 'up_blocks.*.conv_shortcut.*'
 	$(BIN)/dmq sample demo/w4a8 -n 36 -o demo/grid.png --compare
 	@echo "Look at demo/grid.png (full precision and dmq/w4a8, same noise), then try: dmq inspect demo/w4a8"
 

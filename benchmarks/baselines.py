@@ -28,8 +28,11 @@ SHOWN = ("ptq/w8a8", "ptq/w4a6")
 def compile_recipe(recipe: str, model: str, output: Path, *, cold: bool, overrides: Sequence[str] = ()) -> dict:
     """Run `dmq compile` and return what it printed, with its peak memory in MB."""
     record = output.with_suffix(".json")
+    asked = {"recipe": recipe, "model": model, "overrides": list(overrides)}
     if record.exists() and output.exists():
-        return json.loads(record.read_text())
+        kept = json.loads(record.read_text())
+        if {key: kept.get(key) for key in asked} == asked:
+            return kept
     environment = dict(os.environ)
     with tempfile.TemporaryDirectory() as empty:
         if cold:
@@ -42,7 +45,7 @@ def compile_recipe(recipe: str, model: str, output: Path, *, cold: bool, overrid
         _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"dmq compile {recipe} failed with status {status}")
-    found = json.loads(printed) | {"peak_megabytes": usage.ru_maxrss / 1000}
+    found = json.loads(printed) | asked | {"peak_megabytes": usage.ru_maxrss / 1000}
     record.write_text(json.dumps(found))
     return found
 

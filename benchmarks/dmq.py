@@ -17,17 +17,16 @@ from baselines import artifact, compile_recipe
 
 RECIPES = {
     8: (
-        "ptq/w4a8",
-        "gptq/w4a8",
-        "adaround/w4a8",
+        "dmq/ablation/naive-w4a8",
+        "dmq/ablation/gptq-w4a8",
         "dmq/ablation/base-w4a8",
         "dmq/ablation/les-w4a8",
         "dmq/ablation/les-weighted-w4a8",
         "dmq/w4a8",
-        "dmq/w4a8-int",
     ),
     6: (
-        "ptq/w4a6",
+        "dmq/ablation/naive-w4a6",
+        "dmq/ablation/gptq-w4a6",
         "dmq/ablation/base-w4a6",
         "dmq/ablation/les-w4a6",
         "dmq/ablation/les-weighted-w4a6",
@@ -61,6 +60,9 @@ def evaluate(args: argparse.Namespace, recipe: str) -> list[dict]:
     """What `dmq eval --json` prints of an artifact, for each seed; kept beside it."""
     record = artifact(args, recipe).with_suffix(".eval.json")
     known = json.loads(record.read_text()) if record.exists() else {}
+    digest = json.loads((artifact(args, recipe) / "manifest.json").read_text())["digest"]
+    if known.get("digest") != digest:
+        known = {"digest": digest}
     for seed in args.seed:
         key = f"{args.samples}@{seed}"
         if key not in known:
@@ -68,14 +70,13 @@ def evaluate(args: argparse.Namespace, recipe: str) -> list[dict]:
             from dmq_fx.metrics import compare
             from dmq_fx.sampling import SamplerOptions
 
-            pair = open_pair(artifact(args, recipe))
             options = SamplerOptions(steps=20, batch=32, seed=seed)
+            pair = open_pair(artifact(args, recipe))
             result, _, _ = compare(pair.reference, pair.quantized, options, args.samples)
             known[key] = {
                 "trajectory_mse": list(result.trajectory_mse),
                 "final_mse": result.final_mse,
                 "timesteps": pair.opened.report["timesteps"],
-                "digest": pair.opened.manifest.digest,
             }
             record.write_text(json.dumps(known))
     return [known[f"{args.samples}@{seed}"] for seed in args.seed]

@@ -85,6 +85,12 @@ def compile_command(
             f"wrote {result.output}: {totals.quantized_sites} of {totals.sites} sites quantized, "
             f"{totals.mean_weight_bits:.2f} bits a weight, {result.bytes / 1e6:.2f} MB, {result.seconds:.0f} s"
         )
+        if result.passes:
+            done = ", ".join(f"{report['pass']} {report['sites']} sites" for report in result.passes)
+            console.print(f"passes: {done}")
+        for report in result.passes:
+            if not report["sites"]:
+                console.print(f"note: {report['pass']} found nothing to do in this model; report.json says why")
         console.print(f"digest {result.digest}")
     failed = tuple(gate for gate in result.gates if not gate.passed)
     if failed:

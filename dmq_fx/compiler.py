@@ -43,7 +43,11 @@ ModelSource = str | Path | nn.Module | Any
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What a compile made. seconds: wall time; bytes: size of the artifact's files; gates: of `expect:`."""
+    """What a compile made.
+
+    seconds: wall time; bytes: size of the artifact's files; gates: of `expect:`; passes: what each pass reported, with
+    its name as `pass` and the number of `sites` that it worked on.
+    """
 
     output: Path
     digest: str
@@ -52,6 +56,7 @@ class CompileResult:
     bytes: int
     gates: tuple[GateResult, ...]
     evaluation: Evaluation | None
+    passes: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The object that `dmq compile --json` prints."""
@@ -65,6 +70,7 @@ class CompileResult:
             "mean_weight_bits": totals.mean_weight_bits,
             "bytes": self.bytes,
             "gates": [gate.to_json() for gate in self.gates],
+            "passes": [{"name": report["pass"], "sites": report["sites"]} for report in self.passes],
         }
 
 
@@ -137,7 +143,7 @@ def compile(
     made = make_plan(resolved.recipe, find_sites(traced), traced)
     identity = fingerprint(loaded.denoiser)
     checkpoint = Checkpoint(target, resume=resume)
-    checkpoint.require(recipe=resolved.digest, model=identity, version=package_versions())
+    checkpoint.require(recipe=resolved.digest, model=identity, version=package_versions(), device=place.type)
     found = _calibration(loaded, traced, resolved, made, identity, cache or CalibrationCache(), progress, inputs)
     timesteps = torch.tensor(list(dict.fromkeys(found.timesteps)) if found else [], dtype=torch.float32)
     program = Program(traced, made, timesteps)
@@ -166,7 +172,7 @@ def compile(
     size = sum(record.size for record in manifest.files)
     gates, evaluation = _gates(target, loaded, resolved, made, size, place, progress, inputs)
     seconds = time.perf_counter() - started
-    return CompileResult(target, manifest.digest, seconds, made, size, gates, evaluation)
+    return CompileResult(target, manifest.digest, seconds, made, size, gates, evaluation, tuple(pass_reports))
 
 
 def _place_and_type(loaded: LoadedModel, dtype: str | None) -> tuple[torch.device, str]:

@@ -56,6 +56,12 @@ def check_order(passes: Sequence[PassSpec]) -> None:
     for spec in passes:
         entry = PASSES.get(spec.name, where=spec.where)
         late = [state for state in reached if state in getattr(entry, "before", ())]
+        if late and late[0] in entry.ensures:
+            raise RecipeError(
+                f"passes {spec.name!r} and {reached[late[0]]!r} do the same, and the second would undo the first",
+                where=spec.where,
+                hint="leave one of them out",
+            )
         if late:
             raise RecipeError(
                 f"pass {spec.name!r} must come before {reached[late[0]]!r}",

@@ -94,7 +94,7 @@ class AdaRound:
     Options = AdaRoundOptions
     requires = frozenset({"grouped"})
     ensures = frozenset({"assigned"})
-    before = frozenset({"rounded"})
+    before = frozenset({"assigned", "rounded"})
 
     @staticmethod
     def run(program: Program, options: AdaRoundOptions, context: PassContext) -> PassResult:

@@ -80,7 +80,7 @@ class Gptq:
     Options = GptqOptions
     requires = frozenset({"grouped"})
     ensures = frozenset({"assigned"})
-    before = frozenset({"rounded"})
+    before = frozenset({"assigned", "rounded"})
 
     @staticmethod
     def run(program: Program, options: GptqOptions, context: PassContext) -> PassResult:

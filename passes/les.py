@@ -18,6 +18,7 @@ from dmq_fx.budget import scaled_iterations, scaled_learning_rate
 from dmq_fx.calibration.extremes import channel_extremes
 from dmq_fx.calibration.local_loss import LocalLoss
 from dmq_fx.calibration.minibatches import Minibatches
+from dmq_fx.calibration.reconstruction import reproducible
 from dmq_fx.calibration.streaming import call_site, site_viewer
 from dmq_fx.calibration.timestep_weighting import TimestepWeighting, TimestepWeightingOptions
 from dmq_fx.errors import CalibrationError
@@ -70,8 +71,8 @@ class Les:
 
     Options = LesOptions
     requires = frozenset({"grouped"})
-    ensures: frozenset[str] = frozenset()
-    before = frozenset({"observed", "assigned", "rounded"})
+    ensures = frozenset({"scaled"})
+    before = frozenset({"scaled", "observed", "assigned", "rounded"})
 
     @staticmethod
     def run(program: Program, options: LesOptions, context: PassContext) -> PassResult:
@@ -90,7 +91,7 @@ class Les:
             group.sites[0].name: {"loss": losses[index], "gamma": _span(gammas[index])}
             for index, group in enumerate(groups)
         }
-        kept = [group.sites[0].name for group, gamma in zip(groups, gammas, strict=True) if gamma is None]
+        kept = [group.sites[0].name for group, loss in zip(groups, losses, strict=True) if not loss[2] < min(loss[:2])]
         names = tuple(planned.name for group in groups for planned in group.sites)
         return PassResult(names, {"iterations": learner.iterations, "sites": report, "kept": kept, "left": left})
 
@@ -191,7 +192,8 @@ class Learner:
                 loss.backward()
             ratios.append(losses.detach().mean() / output.float().square().mean().clamp_min(1e-12))
 
-        self._viewer(collect)(self.minibatches.draw(self.done))
+        with reproducible(torch.device(self.context.device)):
+            self._viewer(collect)(self.minibatches.draw(self.done))
         self.adam.step()
         return float(torch.stack(ratios).mean())
 

@@ -61,11 +61,30 @@ class Pts:
             raise CalibrationError("pts needs calibration inputs")
         asked = program.plan.for_pass("pts")
         wanted = {p.name for p in asked if options.sites == "all" or options.sites in p.site.roles}
-        scaled = [a for a in program.activations if set(a.sites) <= wanted and channel_axis(program, a) is not None]
+        scaled, left = _eligible(program, wanted)
+        if not scaled:
+            return PassResult((), {"shifts": {}, "left": left})
         votes = count_votes(program, scaled, options, context)
         for activation in scaled:
             program.shifts[activation.index] = elect(votes[activation.index], options.agreement)
-        return PassResult(tuple(site for a in scaled for site in a.sites), _report(program, scaled, options))
+        return PassResult(
+            tuple(site for a in scaled for site in a.sites), _report(program, scaled, options) | {"left": left}
+        )
+
+
+def _eligible(program: Program, wanted: set[str]) -> tuple[list[Activation], dict[str, str]]:
+    """The activations to shift, and why sites that were asked for are left."""
+    scaled: list[Activation] = []
+    left = {p.name: "not_shifted: its input stays in full precision" for p in program.plan.sites if p.name in wanted}
+    for activation in program.activations:
+        asked = [site for site in activation.sites if site in wanted]
+        left |= dict.fromkeys(asked, "not_shifted: no integer weight sums over the channels of its input")
+        if asked and channel_axis(program, activation) is not None:
+            left |= dict.fromkeys(asked, "not_shifted: another site reads the same integers")
+            if len(asked) == len(activation.sites):
+                scaled.append(activation)
+                left = {name: reason for name, reason in left.items() if name not in asked}
+    return scaled, left
 
 
 def count_votes(

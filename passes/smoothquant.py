@@ -32,14 +32,16 @@ class SmoothQuant:
 
     Options = SmoothQuantOptions
     requires = frozenset({"grouped"})
-    ensures: frozenset[str] = frozenset()
-    before = frozenset({"observed", "assigned", "rounded"})
+    ensures = frozenset({"scaled"})
+    before = frozenset({"scaled", "observed", "assigned", "rounded"})
 
     @staticmethod
     def run(program: Program, options: SmoothQuantOptions, context: PassContext) -> PassResult:
         if context.calibration is None:
             raise CalibrationError("smoothquant needs calibration inputs")
         groups, left = scaling_groups(program, "smoothquant")
+        if not groups:
+            return PassResult((), {"left": left})
         total = len(context.calibration) * context.calibration.steps
         extremes = channel_extremes(
             program,

@@ -21,8 +21,9 @@ from dmq_fx.recipe.language import ActivationSpec, WeightSpec
 class LocalLoss:
     """Losses |f(Q(x / gamma), Q(W gamma)) - f(x, W)|^2 of the sites of some groups, differentiable in gamma.
 
-    Activations are rounded on the range that their slot's extremes have after the scaling, which is what the graph
-    will use; weights on their own range at the moment, times the part of it that the scheme's search keeps of W.
+    Activations are rounded on the range that their slot's extremes have after the scaling, close to what the graph will
+    use (observers may average over batches, or clip); weights on their own range at the moment, times the part of it
+    that the scheme's search keeps of W.
     """
 
     def __init__(self, program: Program, groups: Sequence[ScalingGroup], extremes: dict[int, Extremes]) -> None:

@@ -72,7 +72,7 @@ class UnitReconstruction:
     def run(self, after: Callable[[], None]) -> None:
         """Take the iterations that are left, calling `after` now and then; CalibrationError if a loss is not finite."""
         device = self._target.values.device
-        with _reproducible(device):
+        with reproducible(device):
             while self.iteration < self._settings.schedule.iterations:
                 self._losses.append(self._step())
                 self.iteration += 1
@@ -149,7 +149,7 @@ class UnitReconstruction:
 
 
 @contextmanager
-def _reproducible(device: torch.device) -> Iterator[None]:
+def reproducible(device: torch.device) -> Iterator[None]:
     """On a GPU, only kernels whose gradients are the same at every run."""
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark

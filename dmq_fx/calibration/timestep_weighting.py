@@ -38,7 +38,9 @@ class TimestepWeighting:
 
     def update(self, losses: Tensor, slot: Tensor) -> None:
         """Take a minibatch's losses [samples] at slots [samples] into the running ones; absent slots decay."""
-        seen = torch.zeros_like(self.running).index_add_(0, slot, losses.detach().float())
+        # a product instead of index_add_, whose order of additions is not fixed on a GPU
+        members = torch.nn.functional.one_hot(slot, len(self.running)).to(self.running)
+        seen = losses.detach().float() @ members
         self.running = self.options.momentum * self.running + (1 - self.options.momentum) * seen
 
     def weights(self, slot: Tensor) -> Tensor:

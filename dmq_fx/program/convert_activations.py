@@ -73,7 +73,7 @@ def derived_tensors(program: Program) -> dict[str, Tensor]:
             if isinstance(factors.dequantize, Tensor):
                 found[_derived(activation, "dequantize_factor")] = factors.dequantize
             continue
-        scale, zero_point = program.qparams[activation.index]
+        scale, zero_point = (part.cpu() for part in program.qparams[activation.index])
         found[_derived(activation, "quantize_scale")] = scale * factors.quantize[0]
         found[_derived(activation, "zero_point")] = zero_point.expand(factors.quantize.shape[1]).contiguous()
         if per_channel:

@@ -7,6 +7,7 @@ activation for them: dequantize with s 2^-K, K the largest k, and shift the weig
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -54,15 +55,14 @@ def sites_of(program: Program, activation: Activation) -> tuple[PlannedSite, ...
 
 
 def channel_factors(program: Program, activation: Activation) -> ChannelFactors | None:
-    """The factors as the graph has them; None for an activation that is not scaled by channel."""
+    """The factors as the graph has them, on the CPU; None for an activation that is not scaled by channel."""
     shifts = program.shifts.get(activation.index)
     gamma = program.input_scales.get(activation.index)
-    if activation.index in program.folded:
-        gamma = None
+    gamma = None if gamma is None or activation.index in program.folded else gamma.float().cpu()
     if shifts is None:
-        return None if gamma is None else ChannelFactors(gamma.float()[None], 1.0)
-    powers = torch.pow(2.0, -shifts.float())
-    quantize = powers if gamma is None else powers * gamma.float()
+        return None if gamma is None else ChannelFactors(gamma[None], 1.0)
+    powers = torch.pow(2.0, -shifts.float().cpu())
+    quantize = powers if gamma is None else powers * gamma
     largest = largest_shift(program, activation)
     return ChannelFactors(quantize, powers if largest is None else 2.0**-largest)
 
@@ -73,9 +73,10 @@ def largest_shift(program: Program, activation: Activation) -> int | None:
     if shifts is None or shifts.shape[0] != 1:
         return None  # masks of every timestep would need weights of every timestep
     largest = int(shifts.max())
+    uses = Counter(planned.site.weight for planned in program.plan.sites)
     for planned in sites_of(program, activation):
-        if planned.weight is None:
-            return None
+        if planned.weight is None or uses[planned.site.weight] > 1:
+            return None  # a weight that other inputs meet as well can hold the shifts of none
         grid = IntegerGrid(planned.weight.bits, planned.weight.symmetric)
         extreme = -grid.qmin if grid.symmetric else grid.qmax
         if extreme << largest > (-INT8.qmin if grid.symmetric else INT8.qmax):
@@ -94,6 +95,6 @@ def placed_weight(program: Program, planned: PlannedSite, weight: QuantizedWeigh
         return weight
     rows = weight.integers.reshape(max(weight.zero_point.numel(), 1), -1).to(torch.int32)
     centred = (rows - weight.zero_point.reshape(-1, 1)).reshape(weight.integers.shape)
-    left = (largest - program.shifts[activation.index][0]).to(torch.int32)
+    left = (largest - program.shifts[activation.index][0]).to(centred)
     shifted = centred * torch.pow(2, along_inputs(left, centred))
     return QuantizedWeight(shifted.to(torch.int8), weight.scale, torch.zeros_like(weight.zero_point), INT8)

@@ -36,7 +36,12 @@ def scaling_groups(program: Program, pass_name: str) -> tuple[tuple[ScalingGroup
         axis, sites = channel_axis(program, activation), sites_of(program, activation)
         reason = None
         if axis is None:
-            reason = "not_scaled: no weight sums over the channels of its input (a product, a grouped convolution)"
+            reason = (
+                "not_scaled: no integer weight sums over the channels of its input "
+                "(a product, a grouped convolution, a weight in full precision)"
+            )
+        elif program.traced.timestep and activation.batch_multiple == 0:
+            reason = "not_scaled: its input does not follow the batch"
         elif len(asked) < len(activation.sites):
             reason = f"not_scaled: {next(s for s in activation.sites if s not in wanted)!r} reads the same integers"
         elif any(uses[planned.site.weight] > 1 for planned in sites):

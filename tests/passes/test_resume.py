@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import dmq_fx
+from dmq_fx import compiler
 from dmq_fx.artifact.folder import open_artifact
 from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.checkpoint import Checkpoint, has_checkpoint
+from dmq_fx.program import Program
 
 RECIPE = """\
 dmq: 1
@@ -35,10 +38,39 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(recipe: Path, pipeline_folder: Path, cache: CalibrationCache, fast: tuple[str, ...]) -> Path:
+def compiled(
+    recipe: Path, pipeline_folder: Path, cache: CalibrationCache, fast: tuple[str, ...]
+) -> tuple[Path, Program]:
+    """The artifact of an uninterrupted compile, and the program that it was written from."""
     output = recipe.parent / "whole"
-    dmq_fx.compile(recipe, model=str(pipeline_folder), output=output, overrides=fast, cache=cache)
-    return output
+    programs: list[Program] = []
+    save = compiler.save_program
+
+    def spy(program: Program, *args: Any, **kwargs: Any) -> Any:
+        programs.append(program)
+        return save(program, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "save_program", spy)
+        dmq_fx.compile(recipe, model=str(pipeline_folder), output=output, overrides=fast, cache=cache)
+    return output, programs[0]
+
+
+@pytest.fixture(scope="module")
+def whole(compiled: tuple[Path, Program]) -> Path:
+    return compiled[0]
+
+
+def test_what_is_loaded_is_what_was_compiled(compiled: tuple[Path, Program]) -> None:
+    """gamma, folded norms, shifts by timestep and split sites, through the files: the same bits."""
+    output, program = compiled
+    assert program.splits and program.folded and program.shifts
+    assert set(program.folded) < set(program.input_scales)
+    x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([900, 400, 3])
+    with torch.no_grad():
+        expected = program.graph_module(x, t)[0]
+        assert torch.equal(dmq_fx.load(output)(x, t).sample, expected)
 
 
 @pytest.mark.parametrize("when", CHECKPOINTS)

@@ -13,6 +13,7 @@ import dmq_fx
 from dmq_fx.artifact.folder import load_program, open_artifact
 from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.errors import CalibrationError, RecipeError
+from dmq_fx.passes.les import Learner
 
 SITE = "mid_block.attentions.0.to_q"
 RECIPE = """\
@@ -86,7 +87,24 @@ def test_les_never_ends_worse_than_it_began(build: Any) -> None:
     for name, row in report["sites"].items():
         none, begin, end = row["loss"]
         assert row["gamma"] is None or min(begin, end) <= none, name
-    assert set(report["kept"]) == {name for name, row in report["sites"].items() if row["gamma"] is None}
+        assert (name in report["kept"]) == (end >= min(none, begin))
+
+
+def test_learning_that_made_it_worse_is_thrown_away(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    learn = Learner.learn
+
+    def spoiled(self: Learner) -> None:
+        learn(self)
+        for parameter in self.parameters:
+            parameter.data[0] += 6.0  # one channel's weights 400 times as large as the others'
+
+    monkeypatch.setattr(Learner, "learn", spoiled)
+    opened = open_artifact(build("spoiled", LES))
+    report = opened.report["passes"][0]
+    assert len(report["kept"]) > 0.8 * len(report["sites"])
+    program, _ = load_program(opened)
+    kept = [a for a in program.activations if a.sites[0] in report["kept"]]
+    assert kept and not any(a.index in program.input_scales for a in kept)
 
 
 def test_divergence_names_site_and_iteration(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,3 +135,11 @@ def test_gamma_is_learned_before_weights_are_rounded(tmp_path: Path) -> None:
     recipe.write_text(RECIPE.format(scaling="gptq: {}") + "  - smoothquant: {}\n")
     with pytest.raises(RecipeError, match="'smoothquant' must come before 'gptq'"):
         dmq_fx.plan(recipe)
+
+
+def test_one_pass_chooses_the_scales_and_one_the_integers(tmp_path: Path) -> None:
+    recipe = tmp_path / "twice.yaml"
+    for first, second in (("smoothquant", "les"), ("gptq", "adaround")):
+        recipe.write_text(RECIPE.format(scaling=f"{first}: {{}}") + f"  - {second}: {{}}\n")
+        with pytest.raises(RecipeError, match=f"'{second}' and '{first}' do the same"):
+            dmq_fx.plan(recipe)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from dmq_fx.calibration.streaming import SiteInterpreter, quantized_output
+from dmq_fx.calibration.streaming import quantized_output
 from dmq_fx.compiler import resolve_recipe
 from dmq_fx.models import load_model
 from dmq_fx.numerics import IntegerGrid, quantize_weight
@@ -182,18 +182,26 @@ def test_graph_agrees_with_the_reference_of_every_site(
 
     with torch.no_grad():
         Values(program.graph_module).run(x, t)
-    first = next(a for a in program.activations if channel_axis(program, a) is not None)
-    site = program.plan.by_name[first.sites[0]]
-    checked = []
-
-    def compare(planned: Any, args: tuple[Any, ...], output: Tensor) -> None:
-        if planned.name == site.name:
-            reference = quantized_output(program, planned, args, torch.arange(3))
-            checked.append(float((reference - seen[planned.site.node]).abs().max() / reference.std()))
-
-    with torch.no_grad():
-        SiteInterpreter(traced.graph_module, {site.site.node: site}, compare).run(x, t)
-    assert checked and checked[0] < 1e-5
+    checked = 0
+    for planned in program.plan.sites:
+        activation = program.activation_of(planned, 0) if planned.weight else None
+        if activation is None:
+            continue
+        node = program.nodes[planned.site.node]
+        arguments = [
+            get_tensor(program.traced.graph_module, str(a.target)) if isinstance(a, fx.Node) else a
+            for a in node.args[1:]
+        ]
+        value = seen[activation.producer]
+        if activation.index in program.folded:  # the norm gives x / gamma, the reference takes x
+            axis = channel_axis(program, activation) or 0
+            value = value * program.input_scales[activation.index].reshape(-1, *([1] * (value.dim() - 1 - axis)))
+        reference = quantized_output(program, planned, (value, *arguments), torch.arange(3))
+        error = (reference - seen[planned.site.node]).abs()
+        # a value on the edge between two integers may fall either way after the norm's division
+        assert float(error.quantile(0.999) / reference.std()) < 1e-5, planned.name
+        checked += 1
+    assert checked > 20
 
 
 def test_shifted_weights_are_int8_and_exact(traced: TracedModel) -> None:
