@@ -179,7 +179,8 @@ class Learner:
                 weighting = self.weightings[planned.name]
                 weights = torch.ones_like(losses)
                 if slot is not None:
-                    weighting.update(losses, slot)
+                    power = output.float().square().reshape(len(losses), -1).mean(1)
+                    weighting.update(losses, slot, power)
                     weights = weighting.weights(slot)
                 # the scale of a site's loss means nothing to Adam; over its signal, it is one that can be shown
                 loss = (weights * losses).mean() / output.float().square().mean().clamp_min(1e-12)
@@ -228,7 +229,10 @@ class Learner:
         return smoothquant_scale(self.extremes[group.activation.index].largest, weights, alpha)
 
     def _compare(self, candidates: list[list[Tensor]], what: str) -> Tensor:
-        """Weighted losses of several gammas of all groups on the same minibatches, [candidates, groups]."""
+        """Plain losses of several gammas of all groups on the same minibatches, [candidates, groups].
+
+        Not weighted: what the weighting makes of a site must not be worse for its sake.
+        """
         sums = torch.zeros(len(candidates), len(self.groups), dtype=torch.float64)
 
         def collect(planned: PlannedSite, args: tuple[Any, ...], output: Tensor, slot: Tensor | None) -> None:
@@ -239,8 +243,7 @@ class Learner:
                 output = self._target(planned, args, output)
                 for row, gammas in enumerate(candidates):
                     losses = self.loss.of_site(planned, args, output, slot, gammas[index])
-                    weights = self.weightings[planned.name].weights(slot) if slot is not None else 1.0
-                    sums[row, index] += float((weights * losses).mean())
+                    sums[row, index] += float(losses.mean())
 
         show = self._viewer(collect)
         for done in range(JUDGED):

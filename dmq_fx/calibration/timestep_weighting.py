@@ -2,6 +2,10 @@
 
 DMQ's adaptive timestep weighting (arXiv:2507.12933; ptq-methods 8.5): a step's weight is (1 - its share of the
 running losses)^gamma, so that a few steps with large errors do not decide alone.
+
+The release rounds a minibatch of mixed timesteps on one range, so that the errors of all steps are alike. With a range
+for each step, a step of large activations has errors many times those of another: its share takes nearly all weight
+from it, its error grows, and its share with it. `share: relative` compares what steps lose of their own output.
 """
 
 from __future__ import annotations
@@ -24,6 +28,11 @@ class TimestepWeightingOptions:
         choices=("focal", "uniform", "linear"),
     )
     gamma: float = option("exponent of focal, slope of linear", default=20.0, minimum=0.0, maximum=1000.0)
+    share: str = option(
+        "whose share (focal): of the losses over the power of the output they are in, or of the losses as they are",
+        default="relative",
+        choices=("relative", "absolute"),
+    )
     momentum: float = option(
         "share of the running losses that an iteration keeps (focal)", default=0.95, minimum=0.0, maximum=0.9999
     )
@@ -36,8 +45,13 @@ class TimestepWeighting:
         self.options = options
         self.running = torch.zeros(slots, device=device)
 
-    def update(self, losses: Tensor, slot: Tensor) -> None:
-        """Take a minibatch's losses [samples] at slots [samples] into the running ones; absent slots decay."""
+    def update(self, losses: Tensor, slot: Tensor, power: Tensor) -> None:
+        """Take a minibatch's losses into the running ones; absent slots decay.
+
+        losses, slot, power: [samples]; power: mean square of every sample's output.
+        """
+        if self.options.share == "relative":
+            losses = losses / power.clamp_min(1e-12)
         # a product instead of index_add_, whose order of additions is not fixed on a GPU
         members = torch.nn.functional.one_hot(slot, len(self.running)).to(self.running)
         seen = losses.detach().float() @ members
