@@ -34,10 +34,12 @@ lint: .venv/installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The folders of the house as the one package that they are installed as, for the type checker.
+# The folders of the house as the one package that they are installed as, for the type checker; a link for each file, as
+# it does not follow linked folders.
 typing-tree:
-	rm -rf build/typing && mkdir -p build/typing/dmq_fx
-	for part in dmq_fx/* passes backends cli recipes assets ; do ln -s ../../../$$part build/typing/dmq_fx/ ; done
+	rm -rf build/typing && mkdir -p build/typing
+	cp -rs $(CURDIR)/dmq_fx build/typing/
+	for part in passes backends cli recipes assets ; do cp -rs $(CURDIR)/$$part build/typing/dmq_fx/ ; done
 
 typecheck: .venv/installed-lint typing-tree
 	$(BIN)/pyright

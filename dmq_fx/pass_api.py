@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dmq_fx.registry import Registry
 
@@ -29,14 +29,15 @@ class GraphPass(Protocol):
     states that must not have been reached: a pass that changes what ranges are found on comes before "observed".
     """
 
-    Options: ClassVar[type]
-    requires: ClassVar[frozenset[str]]
-    ensures: ClassVar[frozenset[str]]
+    Options: type
+    requires: frozenset[str]
+    ensures: frozenset[str]
 
-    def run(self, program: Program, options: Any, context: PassContext) -> PassResult:
+    @staticmethod
+    def run(program: Program, options: Any, context: PassContext) -> PassResult:
         """Rewrite `program` in place and say what was done."""
         ...
 
 
-PASSES: Registry[GraphPass] = Registry("pass", entry_point_group="dmq_fx.passes")
+PASSES: Registry[type[GraphPass]] = Registry("pass", entry_point_group="dmq_fx.passes")
 """Passes by the name that recipes use."""

@@ -119,9 +119,9 @@ class AdaRound:
 
 def _sites(program: Program) -> tuple[list[PlannedSite], dict[str, str]]:
     """Sites to learn, and those with a weight that are left to nearest rounding, with the reason."""
-    readers = Counter(planned.site.weight for planned in program.plan.sites if planned.site.weight)
+    readers = Counter(planned.site.weight or "" for planned in program.plan.sites if planned.site.weight)
     wanted = [p for p in program.plan.for_pass("adaround") if p.weight and p.site.weight]
-    shared = {planned.name: SHARED for planned in wanted if readers[planned.site.weight] > 1}
+    shared = {planned.name: SHARED for planned in wanted if readers[planned.site.weight or ""] > 1}
     return [planned for planned in wanted if planned.name not in shared], shared
 
 

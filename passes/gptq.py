@@ -285,7 +285,7 @@ def _window(planned: PlannedSite, node: fx.Node, args: tuple[Any, ...]) -> Windo
     else:
         sizes = _spread(0 if padding == "valid" else padding, len(kernel))
         sides = tuple((size, size) for size in sizes)
-    return Window(kernel, stride, sides, dilation, int(given.get("groups", 1)))
+    return Window(kernel, stride, sides, dilation, int(str(given.get("groups", 1))))
 
 
 def _spread(value: Any, length: int) -> tuple[int, ...]:

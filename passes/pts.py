@@ -99,11 +99,10 @@ def count_votes(
         if activation is None:
             return
         choice = best_shifts(program, activation, args[0], slot, options.max_shift)
-        by_slot = options.per_timestep and activation.spec.per_timestep and slot is not None
-        rows = (
-            slot.repeat_interleave(len(choice) // len(slot)) if by_slot else torch.zeros(len(choice), dtype=torch.int64)
-        )
-        shape = (len(program.timesteps) if by_slot else 1, choice.shape[1], options.max_shift + 1)
+        rows, slots = torch.zeros(len(choice), dtype=torch.int64), 1
+        if options.per_timestep and activation.spec.per_timestep and slot is not None:
+            rows, slots = slot.repeat_interleave(len(choice) // len(slot)), len(program.timesteps)
+        shape = (slots, choice.shape[1], options.max_shift + 1)
         counts = votes.setdefault(activation.index, torch.zeros(shape, dtype=torch.int64))
         counts.index_add_(0, rows.cpu(), torch.nn.functional.one_hot(choice, shape[2]).cpu())
 

@@ -58,13 +58,13 @@ def _planned(row: Mapping[str, Any], sites: tuple[Site, ...], table: Mapping[str
     site = next((site for site in sites if site.name == row["name"]), None)
     if site is None:
         raise ArtifactError(f"the model has no site {row['name']!r}", hint=DAMAGED)
-    precision = table["schemes"][row["precision"]] if "precision" in row else {"weight": None, "activation": None}
+    precision: dict[str, Any] = table["schemes"][row["precision"]] if "precision" in row else {}
     return PlannedSite(
         site=site,
         rule=int(row["rule"].removeprefix("rules[").removesuffix("]")) if "rule" in row else None,
         scheme=row["scheme"],
-        weight=WeightSpec(**precision["weight"]) if precision["weight"] else None,
-        activation=ActivationSpec(**precision["activation"]) if precision["activation"] else None,
+        weight=WeightSpec(**precision["weight"]) if precision.get("weight") else None,
+        activation=ActivationSpec(**precision["activation"]) if precision.get("activation") else None,
         passes=tuple(row.get("passes", ())),
         notes=tuple(row.get("notes", ())),
     )

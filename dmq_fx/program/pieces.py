@@ -88,7 +88,7 @@ class BatchAxis:
         batched = {entry.name for entry in traced.inputs if entry.batched}
         nodes = [node for node in traced.graph.nodes if node.op == "placeholder" and node.name in batched]
         symbols = {symbol for node in nodes for symbol in _symbolic(node.meta["val"].shape[0]).free_symbols}
-        self._one = dict.fromkeys(symbols, BATCH)
+        self._one: list[tuple[Any, Any]] = [(symbol, BATCH) for symbol in symbols]
         self._rows: dict[fx.Node, int | None] = {}
 
     def size(self, size: Any) -> sympy.Expr:

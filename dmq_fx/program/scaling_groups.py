@@ -23,7 +23,7 @@ class ScalingGroup:
 def scaling_groups(program: Program, pass_name: str) -> tuple[tuple[ScalingGroup, ...], dict[str, str]]:
     """The groups that a pass may scale, and why sites that it is asked for are left: typed reasons by site."""
     wanted = {planned.name for planned in program.plan.for_pass(pass_name)}
-    uses = Counter(planned.site.weight for planned in program.plan.sites if planned.site.weight)
+    uses = Counter(planned.site.weight or "" for planned in program.plan.sites if planned.site.weight)
     groups: list[ScalingGroup] = []
     left: dict[str, str] = {}
     for planned in program.plan.for_pass(pass_name):
@@ -44,7 +44,7 @@ def scaling_groups(program: Program, pass_name: str) -> tuple[tuple[ScalingGroup
             reason = "not_scaled: its input does not follow the batch"
         elif len(asked) < len(activation.sites):
             reason = f"not_scaled: {next(s for s in activation.sites if s not in wanted)!r} reads the same integers"
-        elif any(uses[planned.site.weight] > 1 for planned in sites):
+        elif any(uses[planned.site.weight or ""] > 1 for planned in sites):
             reason = "not_scaled: its weight is shared with another site"
         if reason is not None or axis is None:
             left |= dict.fromkeys(asked, reason or "")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
-from diffusers import SchedulerMixin
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from dmq_fx.errors import CalibrationError
 
@@ -44,5 +46,5 @@ def make_scheduler(name: str, current: Any) -> Any:
 def default_scheduler(class_name: str) -> SchedulerMixin:
     """A scheduler for a denoiser that comes without a pipeline."""
     if class_name in FLOW_MATCHING:
-        return diffusers.FlowMatchEulerDiscreteScheduler()
-    return diffusers.DDIMScheduler(clip_sample=False)
+        return FlowMatchEulerDiscreteScheduler()
+    return DDIMScheduler(clip_sample=False)

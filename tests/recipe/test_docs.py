@@ -64,9 +64,8 @@ def test_the_examples_resolve(folder: Path, pass_options: Mapping[str, type]) ->
     assert child.budget == "quick"
 
 
-def test_the_reference_shows_the_options_of_passes(pass_options: Mapping[str, type]) -> None:
-    text = reference_text(pass_options)
-    assert "| `learning_rate` | number, > 0.0, < 1.0 | `0.001` | of the optimizer |" in text
-    assert "### `les.weighting`\n\nHow the steps are weighted.\n\n| Key |" in text
-    assert "### `split`\n\nNo options.\n" in text
+def test_the_reference_shows_the_options_of_passes(real_passes: Mapping[str, type]) -> None:
+    text = reference_text(real_passes)
+    assert "| `agreement` | number, ≥ 0.0, ≤ 1.0 | `0.85` |" in text
+    assert "### `les.timestep_weighting`\n\nHow the loss is averaged over the sampler's steps.\n\n| Key |" in text
     assert "{" not in re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)  # no placeholder is left

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from dmq_fx.errors import InternalError, RecipeError
+from dmq_fx.pass_api import PASSES
 from dmq_fx.recipe import LibraryRecipe, find_recipe, library, list_recipes, resolve
+
+
+@pytest.fixture(scope="module")
+def pass_options() -> Mapping[str, type]:
+    """The library's recipes name the passes that there are."""
+    return {name: entry.Options for name, entry in PASSES}
 
 
 @pytest.mark.parametrize("entry", list_recipes(), ids=lambda entry: entry.reference)
