@@ -22,6 +22,7 @@ RECIPES = {
         "dmq/ablation/base-w4a8",
         "dmq/ablation/les-w4a8",
         "dmq/ablation/les-weighted-w4a8",
+        "dmq/ablation/les-weighted-pts-w4a8",
         "dmq/w4a8",
     ),
     6: (
@@ -30,6 +31,7 @@ RECIPES = {
         "dmq/ablation/base-w4a6",
         "dmq/ablation/les-w4a6",
         "dmq/ablation/les-weighted-w4a6",
+        "dmq/ablation/les-weighted-pts-w4a6",
         "dmq/w4a6",
     ),
 }
