@@ -93,7 +93,7 @@ class Les:
         }
         kept = [group.sites[0].name for group, loss in zip(groups, losses, strict=True) if not loss[2] < min(loss[:2])]
         names = tuple(planned.name for group in groups for planned in group.sites)
-        return PassResult(names, {"iterations": learner.iterations, "sites": report, "kept": kept, "left": left})
+        return PassResult(names, {"iterations": learner.iterations, "groups": report, "kept": kept, "left": left})
 
 
 def _span(gamma: Tensor | None) -> list[float] | None:

@@ -83,8 +83,8 @@ def test_an_outlier_is_taken_away(build: Any, scaling: str) -> None:
 
 def test_les_never_ends_worse_than_it_began(build: Any) -> None:
     report = open_artifact(build("judged", LES)).report["passes"][0]
-    assert report["sites"] and report["iterations"] == 60
-    for name, row in report["sites"].items():
+    assert report["groups"] and report["iterations"] == 60
+    for name, row in report["groups"].items():
         none, begin, end = row["loss"]
         assert row["gamma"] is None or min(begin, end) <= none, name
         assert (name in report["kept"]) == (end >= min(none, begin))
@@ -101,7 +101,7 @@ def test_learning_that_made_it_worse_is_thrown_away(build: Any, monkeypatch: pyt
     monkeypatch.setattr(Learner, "learn", spoiled)
     opened = open_artifact(build("spoiled", LES))
     report = opened.report["passes"][0]
-    assert len(report["kept"]) > 0.8 * len(report["sites"])
+    assert len(report["kept"]) > 0.8 * len(report["groups"])
     program, _ = load_program(opened)
     kept = [a for a in program.activations if a.sites[0] in report["kept"]]
     assert kept and not any(a.index in program.input_scales for a in kept)
