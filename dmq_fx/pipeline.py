@@ -45,7 +45,7 @@ def run_passes(
         result = entry.run(program, spec.options, replace(context, checkpoint=section))
         program.graph_module.graph.lint()
         program.states |= entry.ensures
-        reports.append({"pass": spec.name, "sites": len(result.modified), **result.report})
+        reports.append({**result.report, "pass": spec.name, "sites": len(result.modified)})
     advance(program, "quantized", context)
     return reports
 

@@ -112,7 +112,8 @@ class Gptq:
                     found, errors[target.weight] = _round(scaled, hessian, nearest, options, target.planned.name)
                     finished[target.weight] = found.integers.cpu()
                     if context.checkpoint is not None:
-                        context.checkpoint.save(finished, {"errors": errors})
+                        last = len(finished) == len(targets)
+                        context.checkpoint.save(finished, {"errors": errors}, force=last)
                 integers = finished[target.weight].to(nearest.integers)
                 weight = QuantizedWeight(integers, nearest.scale, nearest.zero_point, nearest.grid)
                 program.weights[target.weight] = weight

@@ -15,17 +15,15 @@ import torch
 from torch import Tensor
 
 from dmq_fx.budget import scaled_iterations, scaled_learning_rate
-from dmq_fx.calibration.extremes import channel_extremes
+from dmq_fx.calibration.extremes import channel_extremes, closed_form
 from dmq_fx.calibration.local_loss import LocalLoss
 from dmq_fx.calibration.minibatches import Minibatches
 from dmq_fx.calibration.reconstruction import reproducible
 from dmq_fx.calibration.streaming import call_site, site_viewer
 from dmq_fx.calibration.timestep_weighting import TimestepWeighting, TimestepWeightingOptions
 from dmq_fx.errors import CalibrationError
-from dmq_fx.numerics.equivalent_scaling import largest_by_input, smoothquant_scale
 from dmq_fx.pass_api import PASSES, PassResult
 from dmq_fx.planning import PlannedSite
-from dmq_fx.program.graph_tools import get_tensor
 from dmq_fx.program.program import PassContext, Program
 from dmq_fx.program.scaling_groups import ScalingGroup, scaling_groups
 from dmq_fx.recipe.language import option
@@ -118,15 +116,7 @@ class Learner:
             self.program.traced, calibration, batch=options.batch, seed=self.context.seed, device=device
         )
         self.index_of = {p.name: index for index, group in enumerate(self.groups) for p in group.sites}
-        total = len(calibration) * calibration.steps
-        self.extremes = channel_extremes(
-            self.program,
-            [group.activation for group in self.groups],
-            calibration,
-            device=device,
-            limit=None,
-            progress=lambda done: self.context.progress("channel ranges", done, total),
-        )
+        self.extremes = channel_extremes(self.program, self.groups, self.context, calibration)
         self.loss = LocalLoss(self.program, self.groups, self.extremes)
         self.ones = [torch.ones(group.channels, device=device) for group in self.groups]
         slots = max(1, len(self.program.timesteps))
@@ -224,9 +214,7 @@ class Learner:
 
     def _closed_form(self, index: int, alpha: float) -> Tensor:
         group = self.groups[index]
-        names = [planned.site.weight or "" for planned in group.sites]
-        weights = largest_by_input([get_tensor(self.program.traced.graph_module, name) for name in names])
-        return smoothquant_scale(self.extremes[group.activation.index].largest, weights, alpha)
+        return closed_form(self.program, group, self.extremes[group.activation.index], alpha)
 
     def _compare(self, candidates: list[list[Tensor]], what: str) -> Tensor:
         """Plain losses of several gammas of all groups on the same minibatches, [candidates, groups].

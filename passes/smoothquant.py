@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dmq_fx.calibration.extremes import channel_extremes
+from dmq_fx.calibration.extremes import channel_extremes, closed_form
 from dmq_fx.errors import CalibrationError
-from dmq_fx.numerics.equivalent_scaling import largest_by_input, smoothquant_scale
 from dmq_fx.pass_api import PASSES, PassResult
-from dmq_fx.program.graph_tools import get_tensor
 from dmq_fx.program.program import PassContext, Program
-from dmq_fx.program.scaling_groups import ScalingGroup, scaling_groups
+from dmq_fx.program.scaling_groups import scaling_groups
 from dmq_fx.recipe.language import option
 
 
@@ -42,26 +40,10 @@ class SmoothQuant:
         groups, left = scaling_groups(program, "smoothquant")
         if not groups:
             return PassResult((), {"left": left})
-        total = len(context.calibration) * context.calibration.steps
-        extremes = channel_extremes(
-            program,
-            [group.activation for group in groups],
-            context.calibration,
-            device=context.device,
-            limit=None,
-            progress=lambda done: context.progress("channel ranges", done, total),
-        )
+        extremes = channel_extremes(program, groups, context, context.calibration)
         report = {}
         for group in groups:
-            gamma = smoothquant_scale(
-                extremes[group.activation.index].largest, largest_weights(program, group), options.alpha
-            )
+            gamma = closed_form(program, group, extremes[group.activation.index], options.alpha)
             program.input_scales[group.activation.index] = gamma
             report[group.sites[0].name] = [round(float(gamma.min()), 5), round(float(gamma.max()), 5)]
         return PassResult(tuple(p.name for g in groups for p in g.sites), {"gamma": report, "left": left})
-
-
-def largest_weights(program: Program, group: ScalingGroup):
-    """max |W_:j| over all sites of a group, [channels]."""
-    names = [planned.site.weight or "" for planned in group.sites]
-    return largest_by_input([get_tensor(program.traced.graph_module, name) for name in names])

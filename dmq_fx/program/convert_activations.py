@@ -67,7 +67,6 @@ def derived_tensors(program: Program) -> dict[str, Tensor]:
         factors = channel_factors(program, activation)
         if factors is None:
             continue
-        per_channel = isinstance(factors.dequantize, Tensor)
         if activation.spec.per_timestep:
             found[_derived(activation, "quantize_factor")] = factors.quantize
             if isinstance(factors.dequantize, Tensor):
@@ -76,8 +75,8 @@ def derived_tensors(program: Program) -> dict[str, Tensor]:
         scale, zero_point = (part.cpu() for part in program.qparams[activation.index])
         found[_derived(activation, "quantize_scale")] = scale * factors.quantize[0]
         found[_derived(activation, "zero_point")] = zero_point.expand(factors.quantize.shape[1]).contiguous()
-        if per_channel:
-            found[_derived(activation, "dequantize_scale")] = scale * factors.dequantize[0]  # type: ignore[index]
+        if isinstance(factors.dequantize, Tensor):
+            found[_derived(activation, "dequantize_scale")] = scale * factors.dequantize[0]
     return found
 
 
