@@ -19,6 +19,7 @@ from dmq_fx.program import (
     fold_norms,
     group_activations,
     insert_observers,
+    insert_output_shift,
 )
 from dmq_fx.recipe.language import PassSpec
 
@@ -121,6 +122,7 @@ def _convert(program: Program, context: PassContext) -> None:
     fold_norms(program)
     convert_activations(program)
     convert_weights(program, program.weights)
+    insert_output_shift(program)
 
 
 STEPS: dict[str, Step] = {

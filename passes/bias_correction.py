@@ -7,17 +7,18 @@ Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Corre
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dmq_fx.calibration.streaming import quantized_output, stream_sites
+from dmq_fx.calibration.lockstep import Both, Lockstep
+from dmq_fx.calibration.minibatches import Minibatches
 from dmq_fx.errors import CalibrationError
 from dmq_fx.pass_api import PASSES, PassResult
 from dmq_fx.planning import PlannedSite
 from dmq_fx.program.graph_tools import get_tensor
 from dmq_fx.program.program import PassContext, Program
+from dmq_fx.program.split import HALVES
 from dmq_fx.recipe.language import option
 
 
@@ -25,12 +26,21 @@ from dmq_fx.recipe.language import option
 class BiasCorrectionOptions:
     """Options of `bias_correction`."""
 
-    batches: int = option("calibration batches that the mean is taken over", default=1, minimum=1)
+    batches: int = option("minibatches that the mean is taken over", default=16, minimum=1)
+    batch: int = option("samples of a minibatch", default=32, minimum=1, maximum=4096)
+    full_precision_sites: bool = option(
+        "also the biases of sites that stay in full precision and read what quantized ones give", default=False
+    )
 
 
 @PASSES.register("bias_correction")
 class BiasCorrection:
-    """Adds the mean output error of every channel to the bias of sites that have one."""
+    """Takes the mean error of every output channel off the biases, site after site in the order they are executed.
+
+    Every site reads what the quantized sites before it give, already corrected. The k-th minibatch moves a bias by 1/k
+    of its mean error, which makes the biases averages over the minibatches in constant memory. Not for weights that
+    were learned block by block: a layer inside has errors there that those behind it were learned to undo.
+    """
 
     Options = BiasCorrectionOptions
     requires = frozenset({"calibrated", "rounded"})
@@ -40,32 +50,45 @@ class BiasCorrection:
     def run(program: Program, options: BiasCorrectionOptions, context: PassContext) -> PassResult:
         if context.calibration is None:
             raise CalibrationError("bias_correction needs calibration inputs")
-        wanted = {p.name for p in program.plan.for_pass("bias_correction") if p.site.bias}
-        sums: dict[str, Tensor] = {}
-        rows: dict[str, int] = {}
-
-        def collect(planned: PlannedSite, args: tuple[Any, ...], output: Tensor, slot: Tensor | None) -> None:
-            name = planned.site.bias or ""
-            if planned.name not in wanted:
-                return
-            error = (output - quantized_output(program, planned, args, slot)).double()
-            axis = output.dim() - 1 if planned.site.op == "linear" else 1
-            channels = error.movedim(axis, 0).flatten(1)
-            sums[name] = sums.get(name, torch.zeros(len(channels))).to(channels) + channels.sum(1)
-            rows[name] = rows.get(name, 0) + channels.shape[1]
-
-        stream_sites(
-            program,
-            context.calibration,
-            collect,
-            device=context.device,
-            limit=options.batches,
-            progress=lambda done: context.progress("bias correction", done, 0),
+        owners = _owners(program, options)
+        minibatches = Minibatches(
+            program.traced, context.calibration, batch=options.batch, seed=context.seed, device=context.device
         )
-        largest = 0.0
-        for name, total in sums.items():  # a bias that sites share takes their mean
-            shift = total / rows[name]
+        found: dict[str, Tensor] = {}
+        share = 1.0
+
+        def correct(planned: PlannedSite, output: Both) -> Tensor | None:
+            name = owners.get(planned.name)
+            if name is None or output.exact is output.quantized:
+                return None
+            axis = output.exact.dim() - 1 if planned.site.op == "linear" else 1
+            error = (output.exact - output.quantized).double().movedim(axis, 0).flatten(1).mean(1)
             bias = program.biases.get(name, get_tensor(program.traced.graph_module, name).detach())
+            shift = error * share
+            found[name] = found.get(name, torch.zeros_like(shift)) + shift
             program.biases[name] = (bias.double() + shift).to(bias.dtype)
-            largest = max(largest, float(shift.abs().max()))
-        return PassResult(tuple(sorted(wanted)), {"largest_shift": largest})
+            shape = [-1 if dim == axis else 1 for dim in range(output.exact.dim())]
+            return output.quantized + shift.to(output.quantized).reshape(shape)
+
+        run = Lockstep(program, correct)
+        for done in range(options.batches):
+            share = 1.0 / (done + 1)
+            run.forward(minibatches.draw(done))
+            context.progress("bias correction", done + 1, options.batches)
+        largest = max((float(shift.abs().max()) for shift in found.values()), default=0.0)
+        return PassResult(tuple(sorted(owners)), {"largest_shift": largest})
+
+
+def _owners(program: Program, options: BiasCorrectionOptions) -> dict[str, str]:
+    """The bias that takes a site's error, by the site's name; both halves of a split site have the one bias."""
+    biases = {planned.name: planned.site.bias for planned in program.plan.sites if planned.site.bias}
+    for split in program.splits:
+        kept = next((biases[f"{split}.{half}"] for half in HALVES if f"{split}.{half}" in biases), None)
+        if kept is not None:
+            biases |= {f"{split}.{half}": kept for half in HALVES}
+    return {
+        planned.name: biases[planned.name]
+        for planned in program.plan.sites
+        if planned.name in biases
+        and ("bias_correction" in planned.passes if planned.quantized else options.full_precision_sites)
+    }

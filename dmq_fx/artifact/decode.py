@@ -14,11 +14,19 @@ from dmq_fx.artifact.tensors import restore
 from dmq_fx.errors import ArtifactError
 from dmq_fx.numerics import IntegerGrid, QParams, QuantizedWeight
 from dmq_fx.planning import Plan, PlannedSite
-from dmq_fx.program import Program, convert_activations, convert_weights, group_activations, insert_observers
+from dmq_fx.program import (
+    Program,
+    convert_activations,
+    convert_weights,
+    group_activations,
+    insert_observers,
+    insert_output_shift,
+)
 from dmq_fx.program.convert_activations import SCALES, ZERO_POINTS, derived_tensors
 from dmq_fx.program.convert_weights import placed_weights
 from dmq_fx.program.graph_tools import get_tensor, set_buffer, tensor_names
 from dmq_fx.program.observe import TIMESTEPS
+from dmq_fx.program.output_shift import OUTPUT_SHIFT
 from dmq_fx.program.split import split_sites
 from dmq_fx.recipe.language import ActivationSpec, WeightSpec
 from dmq_fx.sites import Site
@@ -48,7 +56,10 @@ def decode_program(
         weights = {p.site.weight: _weight(p, tensors) for p in plan.sites if p.weight and p.site.weight}
         convert_activations(program)
         convert_weights(program, weights)
+        program.output_shift = tensors.get(OUTPUT_SHIFT)
+        insert_output_shift(program)
         _fill(program, tensors)
+        program.biases = {name: get_tensor(program.graph_module, name) for name in table["biases"]}
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise ArtifactError(f"its parts do not fit together ({error!r})", where=where, hint=DAMAGED) from error
     return program

@@ -9,10 +9,9 @@ import torchao.quantization.quant_primitives  # noqa: F401  (registers torchao.q
 from torch import Tensor, fx
 from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401  (registers the operators)
 
-from dmq_fx.errors import InternalError
 from dmq_fx.numerics import IntegerGrid, QParams
-from dmq_fx.program.graph_tools import cast_to, compute_dtype, finish, record, set_buffer
-from dmq_fx.program.observe import get_tensor_device
+from dmq_fx.program.graph_tools import cast_to, compute_dtype, finish, get_tensor_device, record, set_buffer
+from dmq_fx.program.observe import slot_node
 from dmq_fx.program.program import Activation, Program
 from dmq_fx.program.scaling import ChannelFactors, channel_axis, channel_factors
 
@@ -92,7 +91,7 @@ def _gather_tables(program: Program, columns: list[Activation]) -> tuple[fx.Node
     zero_point = torch.stack([program.qparams[a.index].zero_point for a in columns], 1)
     set_buffer(module, SCALES, scale.to(device))
     set_buffer(module, ZERO_POINTS, zero_point.to(device))
-    slot = _slot(graph)
+    slot = slot_node(program)
     gathered = []
     position = slot
     for name in (SCALES, ZERO_POINTS):
@@ -102,13 +101,6 @@ def _gather_tables(program: Program, columns: list[Activation]) -> tuple[fx.Node
             position = record(graph.call_function(aten.index_select.default, (table, 0, slot)), kind="table")
         gathered.append(position)
     return gathered[0], gathered[1]
-
-
-def _slot(graph: fx.Graph) -> fx.Node:
-    slot = next((n for n in graph.nodes if n.target == aten.argmin.default and "dmq" in n.meta), None)
-    if slot is None:
-        raise InternalError("the graph has no slot node; observers must be inserted before they are converted")
-    return slot
 
 
 def _per_sample(
@@ -143,10 +135,10 @@ def _per_sample(
             aten.expand.default,
             (_table(activation, graph, aten.unsqueeze.default, (zero_point, 1)), [-1, channels]),
         )
-        by_channel = _by_channel(activation, graph, scale, "quantize_factor", factors.quantize)
+        by_channel = _by_channel(program, activation, scale, "quantize_factor", factors.quantize)
         quantize = (ao.quantize_affine.default, (block, by_channel, zero_points, bounds[2], *bounds[:2]))
         if isinstance(factors.dequantize, Tensor):
-            by_channel = _by_channel(activation, graph, scale, "dequantize_factor", factors.dequantize)
+            by_channel = _by_channel(program, activation, scale, "dequantize_factor", factors.dequantize)
             arguments = (block, by_channel, zero_points, bounds[2], *bounds[:2])
             return _quantize_pair(observer, activation, quantize, (ao.dequantize_affine.default, arguments))
         if factors.dequantize != 1.0:
@@ -155,11 +147,12 @@ def _per_sample(
         return _quantize_pair(observer, activation, quantize, dequantize)
 
 
-def _by_channel(activation: Activation, graph: fx.Graph, scale: fx.Node, what: str, factor: Tensor) -> fx.Node:
+def _by_channel(program: Program, activation: Activation, scale: fx.Node, what: str, factor: Tensor) -> fx.Node:
     """Scales of every sample and channel, [batch, channels]."""
+    graph = program.graph_module.graph
     table = graph.get_attr(_derived(activation, what))
     if factor.shape[0] > 1:
-        picked = _table(activation, graph, aten.index_select.default, (table, 0, _slot(graph)))
+        picked = _table(activation, graph, aten.index_select.default, (table, 0, slot_node(program)))
         table = _repeated(activation, picked)
     column = _table(activation, graph, aten.unsqueeze.default, (scale, 1))
     return _table(activation, graph, aten.mul.Tensor, (column, table))

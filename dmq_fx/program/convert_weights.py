@@ -9,8 +9,7 @@ from torch import fx
 from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401  (registers the operators)
 
 from dmq_fx.numerics import QuantizedWeight
-from dmq_fx.program.graph_tools import cast_to, compute_dtype, finish, record, set_buffer
-from dmq_fx.program.observe import get_tensor_device
+from dmq_fx.program.graph_tools import cast_to, compute_dtype, finish, get_tensor_device, record, set_buffer
 from dmq_fx.program.program import Program
 from dmq_fx.program.scaling import placed_weight
 

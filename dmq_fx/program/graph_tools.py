@@ -25,6 +25,12 @@ def get_tensor(module: nn.Module, name: str) -> Tensor:
     return value
 
 
+def get_tensor_device(module: fx.GraphModule) -> torch.device:
+    """Where the graph's tensors are."""
+    name = next((str(node.target) for node in module.graph.nodes if node.op == "get_attr"), None)
+    return get_tensor(module, name).device if name else torch.device("cpu")
+
+
 def nodes_by_name(graph: fx.Graph) -> dict[str, fx.Node]:
     """The graph's nodes by their names."""
     return {node.name: node for node in graph.nodes}

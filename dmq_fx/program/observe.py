@@ -9,7 +9,14 @@ from torch import fx, nn
 
 from dmq_fx.observers import ActivationObserver, make_observer
 from dmq_fx.planning.batch_axis import batch_multiple
-from dmq_fx.program.graph_tools import finish, get_tensor, last_placeholder, nodes_by_name, record, set_buffer
+from dmq_fx.program.graph_tools import (
+    finish,
+    get_tensor_device,
+    last_placeholder,
+    nodes_by_name,
+    record,
+    set_buffer,
+)
 from dmq_fx.program.program import Activation, Program
 from dmq_fx.program.scaling import channel_axis
 from dmq_fx.recipe.language import ActivationSpec
@@ -66,7 +73,7 @@ def insert_observers(program: Program, factory: ObserverFactory = make_observer)
     """
     module, graph = program.graph_module, program.graph_module.graph
     nodes = nodes_by_name(graph)
-    slot = insert_slot(program) if any(a.spec.per_timestep for a in program.activations) else None
+    slot = slot_node(program) if any(a.spec.per_timestep for a in program.activations) else None
     device = get_tensor_device(module)
     for activation in program.activations:
         name = f"{OBSERVERS}.{activation.index}"
@@ -86,9 +93,15 @@ def insert_observers(program: Program, factory: ObserverFactory = make_observer)
     program.states.add("observed")
 
 
-def insert_slot(program: Program) -> fx.Node:
-    """Nodes that find the nearest calibrated timestep of every sample: [batch] indices into `program.timesteps`."""
+def slot_node(program: Program) -> fx.Node:
+    """The node of the nearest calibrated timestep of every sample, put there if it is missing.
+
+    Its value: [batch] indices into `program.timesteps`.
+    """
     module, graph = program.graph_module, program.graph_module.graph
+    known = next((n for n in graph.nodes if n.target == aten.argmin.default and "dmq" in n.meta), None)
+    if known is not None:
+        return known
     set_buffer(module, TIMESTEPS, program.timesteps.float().to(get_tensor_device(module)))
     timestep = next(n for n in graph.nodes if n.op == "placeholder" and n.name == program.traced.timestep)
     with graph.inserting_after(last_placeholder(graph)):
@@ -106,12 +119,6 @@ def insert_slot(program: Program) -> fx.Node:
             node = graph.call_function(target, args)
         record(node, kind="slot")
     return node
-
-
-def get_tensor_device(module: fx.GraphModule) -> torch.device:
-    """Where the graph's tensors are."""
-    name = next((str(node.target) for node in module.graph.nodes if node.op == "get_attr"), None)
-    return get_tensor(module, name).device if name else torch.device("cpu")
 
 
 def _last(producer: fx.Node, slot: fx.Node | None) -> fx.Node:

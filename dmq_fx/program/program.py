@@ -51,6 +51,7 @@ class Program:
     shifts: power-of-two scaling, by activation index: k, int64 [slots] or [1] by [channels]. Channel c has the scale
     s * 2^-k_c.
     weights: integers by weight name. biases: biases that a pass replaced, by name.
+    output_shift: what is added to the model's output, [slots or 1, channels]; None if nothing is.
     """
 
     traced: TracedModel
@@ -67,6 +68,7 @@ class Program:
     shifts: dict[int, Tensor] = field(default_factory=dict)
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
+    output_shift: Tensor | None = None
     states: set[str] = field(default_factory=lambda: {"traced"})
 
     def __post_init__(self) -> None:
