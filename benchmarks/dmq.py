@@ -70,19 +70,19 @@ def evaluate(args: argparse.Namespace, recipe: str) -> list[dict]:
         if key not in known:
             from mean_shift import full_precision, take_off_means
 
-            from dmq_fx.evaluation import open_pair
+            from dmq_fx.evaluation import open_pair, sample
             from dmq_fx.metrics import compare
             from dmq_fx.sampling import SamplerOptions
 
             options = SamplerOptions(steps=20, batch=32, seed=seed)
             pair = open_pair(artifact(args, recipe))
-            result, _, _ = compare(pair.reference, pair.quantized, options, args.samples)
+            result, exact, _ = compare(pair.reference, pair.quantized, options, args.samples)
             take_off_means(pair.quantized, full_precision(pair.reference, SamplerOptions(steps=20, batch=32, seed=0)))
-            corrected, _, _ = compare(pair.reference, pair.quantized, options, args.samples)
+            corrected = sample(pair, args.samples, options, lambda what, done, total: None)
             known[key] = {
                 "trajectory_mse": list(result.trajectory_mse),
                 "final_mse": result.final_mse,
-                "corrected_mse": corrected.final_mse,
+                "corrected_mse": float((corrected - exact).square().mean()),
                 "timesteps": pair.opened.report["timesteps"],
             }
             record.write_text(json.dumps(known))

@@ -8,6 +8,7 @@ from dmq_fx.cli.compile import compile_command
 from dmq_fx.cli.evaluate import evaluate_command
 from dmq_fx.cli.inspect import inspect_command
 from dmq_fx.cli.plan import plan_command
+from dmq_fx.cli.reference import reference_command
 from dmq_fx.cli.sample import sample_command
 from dmq_fx.cli.support import guarded, quiet
 from dmq_fx.cli.validate import validate
@@ -27,6 +28,7 @@ for name, command in (
     ("inspect", inspect_command),
     ("sample", sample_command),
     ("eval", evaluate_command),
+    ("reference", reference_command),
 ):
     app.command(name)(guarded(command))
 

@@ -10,10 +10,13 @@ from rich.console import Console
 from dmq_fx.cli.support import (
     BackendOption,
     DeviceOption,
+    GuidanceOption,
     JsonOption,
     OriginOption,
     PickleOption,
     PromptOption,
+    PromptsFileOption,
+    all_prompts,
     print_json,
     progress,
 )
@@ -30,6 +33,8 @@ def sample_command(
     compare: Annotated[bool, typer.Option("--compare", help="Full precision beside it, same noise.")] = False,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images a forward.")] = 32,
     prompt: PromptOption = None,
+    prompts_file: PromptsFileOption = None,
+    guidance_scale: GuidanceOption = None,
     model: OriginOption = None,
     backend: BackendOption = None,
     device: DeviceOption = "cpu",
@@ -46,7 +51,8 @@ def sample_command(
     from dmq_fx.sampling import SamplerOptions
 
     check_picture(output)
-    options = SamplerOptions(steps=steps, batch=batch, seed=seed, prompts=tuple(prompt or ()))
+    prompts = all_prompts(prompt, prompts_file)
+    options = SamplerOptions(steps=steps, batch=batch, seed=seed, prompts=prompts, guidance_scale=guidance_scale)
     with progress(enabled=not json) as show:
         show("loading", 0, 0)
         pair = open_pair(artifact, model=model, backend=backend, device=device, allow_pickle=allow_pickle)
@@ -56,8 +62,9 @@ def sample_command(
             panels = [("full precision", exact), (name, approximate)]
         else:
             panels = [(name, sample(pair, samples, options, show))]
-    save_grids(output, panels)
+    facts = {"samples": samples, "steps": steps, "seed": seed, "compare": compare, "prompts": list(prompts)}
+    save_grids(output, panels, {"recipe": name, "digest": pair.opened.manifest.digest, **facts})
     if json:
-        print_json({"output": output, "samples": samples, "steps": steps, "seed": seed, "compare": compare})
+        print_json({"output": output, **facts})
     else:
         Console(highlight=False, soft_wrap=True).print(f"wrote {output}")

@@ -42,11 +42,22 @@ BackendOption = Annotated[str | None, typer.Option("--backend", help="Lowering t
 PromptOption = Annotated[
     list[str] | None, typer.Option("--prompt", help="Text-to-image only. Repeatable, used in turn.")
 ]
-
-
+PromptsFileOption = Annotated[
+    str | None, typer.Option("--prompts-file", help="Text-to-image only. A text file of prompts, one a line.")
+]
+GuidanceOption = Annotated[
+    float | None, typer.Option("--guidance-scale", min=0.0, help="The pipeline's own if left out.")
+]
 PickleOption = Annotated[
     bool, typer.Option("--allow-pickle", help="Also read .bin and .ckpt weights of the model (tensors only).")
 ]
+
+
+def all_prompts(prompts: list[str] | None, file: str | None) -> tuple[str, ...]:
+    """Those of the command line, then those of a file."""
+    from dmq_fx.sampling import read_prompts
+
+    return (*(prompts or ()), *(read_prompts(file) if file is not None else ()))
 
 
 def quiet() -> None:

@@ -15,10 +15,10 @@ from dmq_fx.artifact.container import check_target
 from dmq_fx.artifact.folder import open_artifact, save_program
 from dmq_fx.backend_api import BACKENDS
 from dmq_fx.calibration.capture import calibration_set
-from dmq_fx.calibration.errors_by_site import output_sqnr, weight_sqnr
 from dmq_fx.calibration.store import CalibrationCache, CalibrationSet
 from dmq_fx.checkpoint import Checkpoint
 from dmq_fx.environment import package_versions
+from dmq_fx.error_report import error_report
 from dmq_fx.errors import ModelError, RecipeError
 from dmq_fx.gates import GATE_SAMPLES, MEASURED_BY_SAMPLING, GateResult, check_gates
 from dmq_fx.inspection import site_rows, site_table_html
@@ -151,7 +151,7 @@ def compile(
     context = PassContext(found, resolved.recipe.calibration.seed, place, progress, budget=resolved.recipe.budget)
     pass_reports = run_passes(program, resolved.recipe.passes, context, checkpoint)
     made = program.plan
-    errors = _errors(program, context)
+    errors, by_step = error_report(program, loaded, resolved.recipe.calibration, context, inputs)
     content = _content(loaded, resolved, identity, computed)
     lock = lock_document(
         resolved, model=content["model"], environment=content["environment"], seed=resolved.recipe.calibration.seed
@@ -164,7 +164,12 @@ def compile(
         content=content,
         lock=lock_text(lock),
         errors=errors,
-        report={"passes": pass_reports, "timesteps": timesteps.tolist(), "totals": vars(made.totals)},
+        report={
+            "passes": pass_reports,
+            "timesteps": timesteps.tolist(),
+            "totals": vars(made.totals),
+            "errors": by_step,
+        },
         html=site_table_html(resolved.recipe.name, site_rows(made, errors)),
         overwrite=force,
     )
@@ -206,23 +211,6 @@ def _calibration(
         progress=progress,
         inputs=inputs,
     )
-
-
-def _errors(program: Program, context: PassContext) -> dict[str, dict[str, Any]]:
-    """Measured errors by site: of its weight, and of its output over one calibration batch."""
-    errors: dict[str, dict[str, Any]] = {name: {"weight_sqnr_db": v} for name, v in weight_sqnr(program).items()}
-    if context.calibration is not None:
-        steps = context.calibration.steps
-        outputs = output_sqnr(
-            program,
-            context.calibration,
-            device=context.device,
-            limit=1,
-            progress=lambda done: context.progress("measuring sites", done, steps),
-        )
-        for name, value in outputs.items():
-            errors.setdefault(name, {})["sqnr_db"] = value
-    return errors
 
 
 def _content(loaded: LoadedModel, resolved: ResolvedRecipe, identity: str, dtype: str) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,18 @@ import torch
 from torch import Tensor
 
 from dmq_fx.artifact.folder import Opened, open_artifact
-from dmq_fx.errors import ModelError
+from dmq_fx.errors import DmqError, ModelError
 from dmq_fx.loading import load_opened
 from dmq_fx.metrics import Evaluation, compare
 from dmq_fx.models import LoadedModel, fingerprint, load_model
 from dmq_fx.options import parse_device
+from dmq_fx.quality.measure import QualityOptions, check, measure_quality
+from dmq_fx.quality.metric_names import parse_metrics
 from dmq_fx.runtime import QuantizedDenoiser
 from dmq_fx.sampling import Sampler, SamplerOptions
+
+COMPARED = 64
+"""Images that the error along the trajectory is taken on, beside metrics of many."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -85,21 +90,69 @@ def evaluate(
     model: Any = None,
     samples: int = 64,
     steps: int = 20,
-    seed: int = 0,
+    seed: int = 10_000,
     batch: int = 32,
     scheduler: str = "pipeline",
     prompts: tuple[str, ...] = (),
+    guidance_scale: float | None = None,
+    metrics: str | Iterable[str] = (),
+    reference: str | Path | None = None,
+    subset: str | None = None,
+    repeats: int = 1,
+    full_precision: bool = False,
+    feature_extractor: str | Path | None = None,
+    clip_model: str | None = None,
+    samples_dir: str | Path | None = None,
     backend: str | None = None,
     device: str = "cpu",
     allow_pickle: bool = False,
     inputs: Mapping[str, Any] | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Evaluation:
-    """Error of an artifact against full precision from the same noise: along the trajectory and of the images.
+    """Error of an artifact against full precision from the same noise, and metrics of its images.
 
     model: the full-precision model, if it is not where the artifact says. inputs: what a denoiser without a pipeline
-    is called with.
+    is called with. samples: images; beside metrics, the error is that of the first 64 of them.
+    metrics: names such as `fid` or `fd-mnist` (`dmq_fx.quality.metric_names`), which need the extra `eval`. reference:
+    image folder, archive, stored statistics (.safetensors) or `full-precision`; subset: a folder inside. repeats: sets
+    of images, of seeds that follow each other. full_precision: score that model too. feature_extractor: file of
+    Inception's weights. clip_model: folder or hub id. samples_dir: where images are kept, and continued from.
     """
+    wanted = _quality_options(metrics, samples, repeats, reference, subset, feature_extractor, clip_model)
+    options = SamplerOptions(
+        steps=steps, batch=batch, seed=seed, scheduler=scheduler, prompts=prompts, guidance_scale=guidance_scale
+    )
+    if wanted is not None:
+        wanted = replace(wanted, samples_dir=samples_dir, full_precision=full_precision)
+        check(wanted, options)
     pair = open_pair(artifact, model=model, backend=backend, device=device, allow_pickle=allow_pickle)
-    options = SamplerOptions(steps=steps, batch=batch, seed=seed, scheduler=scheduler, prompts=prompts)
-    return compare(pair.reference, pair.quantized, options, samples, progress, inputs)[0]
+    compared = samples if wanted is None else min(samples, COMPARED)
+    found = compare(pair.reference, pair.quantized, options, compared, progress, inputs, same_input=True)[0]
+    if wanted is None:
+        return found
+    quality = measure_quality(pair.reference, pair.quantized, _identities(pair), options, wanted, progress)
+    return replace(found, quality=quality)
+
+
+def _quality_options(
+    metrics: str | Iterable[str],
+    samples: int,
+    repeats: int,
+    reference: str | Path | None,
+    subset: str | None,
+    feature_extractor: str | Path | None,
+    clip_model: str | None,
+) -> QualityOptions | None:
+    """What is to be measured; None for no metrics. Raises DmqError for names that are unknown."""
+    if not metrics:
+        if reference is not None:
+            raise DmqError("a reference is for metrics, and none is asked for", where="--reference", hint="--metrics")
+        return None
+    found = QualityOptions(parse_metrics(metrics), samples, repeats, reference, subset, feature_extractor)
+    return found if clip_model is None else replace(found, clip_model=clip_model)
+
+
+def _identities(pair: Pair) -> tuple[dict[str, str], dict[str, str]]:
+    """What decides the samples of full precision and of the artifact, beside the sampler."""
+    exact = {"model": pair.opened.model["fingerprint"], "compute_dtype": pair.opened.model["compute_dtype"]}
+    return exact, {**exact, "artifact": pair.opened.manifest.digest, "backend": str(pair.quantized.info["backend"])}

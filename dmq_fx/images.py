@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from dmq_fx.errors import DmqError
@@ -18,10 +21,11 @@ TARGET = 96
 """Smallest width that a picture of a grid is enlarged to, by whole factors, so that 32 pixels can be seen."""
 
 
-def save_grids(path: str | Path, panels: Sequence[tuple[str, Tensor]]) -> None:
+def save_grids(path: str | Path, panels: Sequence[tuple[str, Tensor]], facts: Mapping[str, Any] | None = None) -> None:
     """Write panels side by side, each a caption and a square-ish grid of its images, as one picture.
 
-    panels: (caption, images [n, channels, height, width] in 0..1, 1 or 3 channels). Raises DmqError for
+    panels: (caption, images [n, channels, height, width] in 0..1, 1 or 3 channels). facts: JSON that a PNG keeps as
+    its text chunk `dmq`: where the images are from. Raises DmqError for
     images that cannot be shown or a path that cannot be written.
     """
     grids = [(caption, _grid(images)) for caption, images in panels]
@@ -33,8 +37,13 @@ def save_grids(path: str | Path, panels: Sequence[tuple[str, Tensor]]) -> None:
         draw.text((left, 3), caption, fill="black", font=font)
         canvas.paste(grid, (left, CAPTION))
         left += grid.width + MARGIN
+    written: dict[str, Any] = {}
+    if facts is not None and Path(path).suffix.lower() == ".png":
+        text = PngInfo()
+        text.add_itxt("dmq", json.dumps(facts, sort_keys=True, ensure_ascii=False))
+        written["pnginfo"] = text
     try:
-        canvas.save(path)
+        canvas.save(path, **written)
     except (OSError, ValueError) as error:
         hint = "use a path ending in .png, in a folder that exists"
         raise DmqError(f"cannot write the picture: {error}", where=str(path), hint=hint) from None

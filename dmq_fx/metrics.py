@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from dmq_fx.errors import DmqError
 from dmq_fx.models import LoadedModel
-from dmq_fx.sampling import Sampler, SamplerOptions, watch_outputs, watch_steps
+from dmq_fx.sampling import Sampler, SamplerOptions, watch_inputs, watch_outputs, watch_steps
+
+if TYPE_CHECKING:
+    from dmq_fx.quality.measure import Quality
 
 Progress = Callable[[str, int, int], None]
 
@@ -23,7 +26,10 @@ class Evaluation:
     """Errors of a quantized model against full precision, same noise.
 
     trajectory_mse, trajectory_cosine: error and cosine of the sampler's state after each step.
-    prediction_mse: error of the denoiser's output at each call, each model on its own path.
+    prediction_mse: error of the denoiser's output at each call, each model on its own path: what has added up.
+    prediction_mse_same_input: the same where both are given full precision's state: what the call itself adds. Empty
+    where it was not asked for.
+    quality: metrics of many images, if any were asked for.
     final_mse, final_psnr: of the images (0..1; latents where there is no decoder); PSNR in dB, None if equal.
     """
 
@@ -35,18 +41,22 @@ class Evaluation:
     prediction_mse: list[float]
     final_mse: float
     final_psnr: float | None
+    prediction_mse_same_input: list[float] = field(default_factory=list)
+    quality: Quality | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The object that `dmq eval --json` prints."""
-        return asdict(self)
+        values = asdict(replace(self, quality=None))
+        return values | {"quality": None if self.quality is None else self.quality.to_json()}
 
 
 @dataclass
 class _Track:
-    """One run's states, predictions and images."""
+    """One run's states, predictions and images, and what the denoiser was called with if wanted."""
 
     states: list[Tensor] = field(default_factory=list)
     predictions: list[Tensor] = field(default_factory=list)
+    inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     images: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
@@ -57,15 +67,18 @@ def compare(
     samples: int,
     progress: Progress = lambda what, done, total: None,
     inputs: Mapping[str, Any] | None = None,
+    *,
+    same_input: bool = False,
 ) -> tuple[Evaluation, Tensor, Tensor]:
     """Sample both models from the same noise; inputs: what a denoiser without a pipeline is called with.
 
+    same_input: also ask the quantized model at every state of the full-precision one, which is half as much work again.
     Returns the errors, and the images of full precision and of the quantized model.
     """
     sampler = Sampler(loaded, options, inputs)
     sums: dict[str, list[float]] = {}
     pairs: list[tuple[Tensor, Tensor]] = []
-    reference_run = _tracked(sampler, samples, loaded.denoiser)
+    reference_run = _tracked(sampler, samples, loaded.denoiser, inputs=same_input)
     quantized_run = _tracked(sampler, samples, quantized)
     for reference, candidate in zip(reference_run, quantized_run, strict=True):
         count = len(reference.images)
@@ -73,6 +86,10 @@ def compare(
         _add(sums, "trajectory_cosine", [count * _cosine(*p) for p in _zip(reference.states, candidate.states)])
         predictions = _zip(reference.predictions, candidate.predictions)
         _add(sums, "prediction_mse", [count * _mse(*p) for p in predictions])
+        if same_input:
+            asked = [_ask(quantized, *call) for call in reference.inputs]
+            same = [count * _mse(*p) for p in _zip(reference.predictions, asked)]
+            _add(sums, "prediction_mse_same_input", same)
         pairs.append((reference.images, candidate.images))
         progress("evaluating", sum(len(a) for a, _ in pairs), samples)
     exact, approximate = (torch.cat(images) for images in zip(*pairs, strict=True))
@@ -81,18 +98,27 @@ def compare(
         which = "quantized" if bool(torch.isfinite(exact).all()) else "full-precision"
         raise DmqError(f"the {which} model's samples are not finite", hint="`dmq inspect` shows each site's error")
     peak = 1.0 if loaded.pipeline is not None else float(exact.max() - exact.min())
+    means = {name: [value / samples for value in values] for name, values in sums.items()}
     evaluation = Evaluation(
         samples=samples,
         steps=options.steps,
         seed=options.seed,
         final_mse=final,
         final_psnr=10 * math.log10(peak**2 / final) if final > 0 else None,
-        **{name: [value / samples for value in values] for name, values in sums.items()},
+        trajectory_mse=means["trajectory_mse"],
+        trajectory_cosine=means["trajectory_cosine"],
+        prediction_mse=means["prediction_mse"],
+        prediction_mse_same_input=means.get("prediction_mse_same_input", []),
     )
     return evaluation, exact, approximate
 
 
-def _tracked(sampler: Sampler, samples: int, denoiser: nn.Module) -> Any:
+def _ask(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    with torch.no_grad():
+        return denoiser(*args, **kwargs)[0].cpu()
+
+
+def _tracked(sampler: Sampler, samples: int, denoiser: nn.Module, *, inputs: bool = False) -> Any:
     """Yield a _Track for every batch. Two of these generators may be advanced in turn: hooks live only in a batch."""
     batches = sampler.run(samples, denoiser)
     while True:
@@ -100,6 +126,8 @@ def _tracked(sampler: Sampler, samples: int, denoiser: nn.Module) -> Any:
         with ExitStack() as stack:
             stack.enter_context(watch_steps(sampler.scheduler, lambda state: track.states.append(state.cpu())))  # noqa: B023
             stack.enter_context(watch_outputs(denoiser, lambda out: track.predictions.append(out.cpu())))  # noqa: B023
+            if inputs:
+                stack.enter_context(watch_inputs(denoiser, lambda *call: track.inputs.append(call)))  # noqa: B023
             images = next(batches, None)
         if images is None:
             return

@@ -5,8 +5,9 @@
 
 Reads any archive or folder whose images lie in class folders, pads or resizes them to 32x32, and
 trains a `UNet2DModel` to predict the noise, with an exponential moving average of the weights.
-The run writes a checkpoint every `--checkpoint-every` steps and resumes from it. The result is a
-diffusers `DDIMPipeline` folder in fp16 safetensors.
+The run writes a checkpoint every `--checkpoint-every` steps and resumes from it; `--stop-after` ends it
+early with one, for a machine that lends some minutes at a time. The result is a diffusers `DDIMPipeline`
+folder in fp16 safetensors, in parts of at most 15 MB.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+LARGEST_PART = "15MB"
 
 
 def image_files(source: Path) -> Iterator[tuple[str, bytes]]:
@@ -116,13 +118,15 @@ def save_atomically(state: dict, path: Path) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
+    begun = time.time()
     device = torch.device(args.device)
-    generator = torch.Generator().manual_seed(args.seed)
+    generator = torch.Generator(device).manual_seed(args.seed)
     torch.manual_seed(args.seed)
     images, labels = load_images(args.data, args.subset, args.channels, args.size)
     if args.typical < 1:
         images = typical_images(images, labels, args.typical)
     print(f"{len(images)} images", flush=True)
+    images = images.to(device)
 
     unet = build_unet(args).to(device)
     if args.init is not None:
@@ -155,16 +159,17 @@ def train(args: argparse.Namespace) -> None:
     forward = torch.compile(unet) if args.compile else unet
 
     started, first, running = time.time(), step, 0.0
+    here = {"generator": generator, "device": device}
     while step < args.steps:
-        index = torch.randint(len(images), (args.batch,), generator=generator)
-        x = images[index].to(device).float().div_(127.5).sub_(1.0)
+        index = torch.randint(len(images), (args.batch,), **here)
+        x = images[index].float().div_(127.5).sub_(1.0)
         if args.flip:
-            flips = torch.rand(args.batch, generator=generator).to(device) < 0.5
+            flips = torch.rand(args.batch, **here) < 0.5
             x = torch.where(flips[:, None, None, None], x.flip(-1), x)
-        noise = torch.randn(x.shape, generator=generator).to(device)
+        noise = torch.randn(x.shape, **here)
         # Stratified over the batch: one uniform draw a stratum has less variance than independent draws.
-        t = (torch.arange(args.batch) + torch.rand(args.batch, generator=generator)) / args.batch
-        t = (t * 1000).long().clamp_(max=999).to(device)
+        t = (torch.arange(args.batch, device=device) + torch.rand(args.batch, **here)) / args.batch
+        t = (t * 1000).long().clamp_(max=999)
         a = alphas[t][:, None, None, None]
         noisy = a.sqrt() * x + (1 - a).sqrt() * noise
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
@@ -179,10 +184,12 @@ def train(args: argparse.Namespace) -> None:
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(unet.parameters()), 1 - decay)
         step += 1
-        running += (loss.item() - running) * max(0.01, 1 / (step - first))
+        running = running + (loss.detach() - running) * max(0.01, 1 / (step - first))
         if step % 100 == 0 or step - first in (5, 20):
-            print(f"step {step} loss {running:.4f} {(time.time() - started) / (step - first):.3f} s/step", flush=True)
-        if step % args.checkpoint_every == 0 or step == args.steps:
+            pace = (time.time() - started) / (step - first)
+            print(f"step {step} loss {float(running):.4f} {pace:.3f} s/step", flush=True)
+        out_of_time = args.stop_after and step % 10 == 0 and time.time() - begun > args.stop_after
+        if step % args.checkpoint_every == 0 or step == args.steps or out_of_time:
             save_atomically(
                 {
                     "unet": unet.state_dict(),
@@ -195,12 +202,17 @@ def train(args: argparse.Namespace) -> None:
                 checkpoint,
             )
             export(ema, args)
+        if out_of_time and step < args.steps:
+            print(f"out of time at step {step} of {args.steps}: run the same command again", flush=True)
+            return
 
 
 def export(ema: UNet2DModel, args: argparse.Namespace) -> None:
     """Write the averaged weights as a DDIMPipeline folder in fp16 safetensors."""
     half = copy.deepcopy(ema).to("cpu", torch.float16)
-    DDIMPipeline(unet=half, scheduler=build_scheduler()).save_pretrained(args.output / "pipeline")
+    DDIMPipeline(unet=half, scheduler=build_scheduler()).save_pretrained(
+        args.output / "pipeline", max_shard_size=LARGEST_PART
+    )
     record = {
         k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("data", "output", "init")
     }
@@ -229,6 +241,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile the forward and backward pass")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--checkpoint-every", type=int, default=500)
+    parser.add_argument("--stop-after", type=float, default=0, help="seconds after which the run ends; 0 for none")
     train(parser.parse_args())
 
 

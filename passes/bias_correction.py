@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmq_fx.calibration.lockstep import Both, Lockstep
+from dmq_fx.calibration.lockstep import Lockstep, SiteCall
 from dmq_fx.calibration.minibatches import Minibatches
 from dmq_fx.errors import CalibrationError
 from dmq_fx.pass_api import PASSES, PassResult
-from dmq_fx.planning import PlannedSite
 from dmq_fx.program.graph_tools import get_tensor
 from dmq_fx.program.program import PassContext, Program
 from dmq_fx.program.split import HALVES
@@ -57,18 +56,18 @@ class BiasCorrection:
         found: dict[str, Tensor] = {}
         share = 1.0
 
-        def correct(planned: PlannedSite, output: Both) -> Tensor | None:
-            name = owners.get(planned.name)
-            if name is None or output.exact is output.quantized:
+        def correct(call: SiteCall) -> Tensor | None:
+            name = owners.get(call.planned.name)
+            if name is None or call.exact is call.quantized:
                 return None
-            axis = output.exact.dim() - 1 if planned.site.op == "linear" else 1
-            error = (output.exact - output.quantized).double().movedim(axis, 0).flatten(1).mean(1)
+            axis = call.exact.dim() - 1 if call.planned.site.op == "linear" else 1
+            error = (call.exact - call.quantized).double().movedim(axis, 0).flatten(1).mean(1)
             bias = program.biases.get(name, get_tensor(program.traced.graph_module, name).detach())
             shift = error * share
             found[name] = found.get(name, torch.zeros_like(shift)) + shift
             program.biases[name] = (bias.double() + shift).to(bias.dtype)
-            shape = [-1 if dim == axis else 1 for dim in range(output.exact.dim())]
-            return output.quantized + shift.to(output.quantized).reshape(shape)
+            shape = [-1 if dim == axis else 1 for dim in range(call.exact.dim())]
+            return call.quantized + shift.to(call.quantized).reshape(shape)
 
         run = Lockstep(program, correct)
         for done in range(options.batches):

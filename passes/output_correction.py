@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dmq_fx.calibration.lockstep import Lockstep
+from dmq_fx.calibration.lockstep import Lockstep, prediction
 from dmq_fx.calibration.streaming import batches, nearest_slot
 from dmq_fx.errors import CalibrationError
 from dmq_fx.pass_api import PASSES, PassResult
@@ -46,7 +46,7 @@ class OutputCorrection:
         run, sums, rows = Lockstep(program), None, torch.zeros(slots, dtype=torch.float64)
         for done, arguments in batches(program.traced, context.calibration, context.device, options.batches):
             outputs = run.forward(arguments)
-            error = (_prediction(outputs.exact).double() - _prediction(outputs.quantized).double()).movedim(axis, 1)
+            error = (prediction(outputs.exact).double() - prediction(outputs.quantized).double()).movedim(axis, 1)
             means = error.flatten(2).mean(2).cpu()
             slot = nearest_slot(program, arguments) if by_slot else None
             where = torch.zeros(len(means), dtype=torch.int64) if slot is None else slot.cpu().expand(len(means))
@@ -58,10 +58,3 @@ class OutputCorrection:
         program.output_shift = (sums / rows.clamp(min=1)[:, None]).float()
         largest = program.output_shift.abs().amax(1)
         return PassResult((), {"largest_shift": [round(value, 6) for value in largest.tolist()]})
-
-
-def _prediction(output: object) -> torch.Tensor:
-    while isinstance(output, (tuple, list)):
-        output = output[0]
-    assert isinstance(output, torch.Tensor)
-    return output

@@ -1,56 +1,115 @@
-"""How far every site is from full precision: signal to quantization noise, in decibels."""
+"""How far the quantized model is from full precision: site by site and step by step, in decibels."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dmq_fx.calibration.lockstep import Lockstep, SiteCall, prediction
 from dmq_fx.calibration.store import CalibrationSet
-from dmq_fx.calibration.streaming import quantized_output, stream_sites
-from dmq_fx.planning import PlannedSite
+from dmq_fx.calibration.streaming import batches, nearest_slot, quantized_output
+from dmq_fx.program.output_shift import output_shift_rows
 from dmq_fx.program.program import Program
 
 
-@dataclass
 class Power:
-    """Sums of squares of a signal and of its error."""
+    """Sums of squares of a signal and of its error, by slot: float64 [slots] each."""
 
-    signal: float = 0.0
-    noise: float = 0.0
+    def __init__(self, slots: int = 1) -> None:
+        self.signal = torch.zeros(slots, dtype=torch.float64)
+        self.noise = torch.zeros(slots, dtype=torch.float64)
 
-    def add(self, exact: Tensor, approximate: Tensor) -> None:
-        self.signal += float(exact.double().square().sum())
-        self.noise += float((exact.double() - approximate.double()).square().sum())
+    def add(self, exact: Tensor, approximate: Tensor, slot: Tensor | None = None) -> None:
+        """slot: of every sample, [batch]; values whose first dimension is a multiple of it, or none, count alike."""
+        error = exact.double() - approximate.double()
+        for sums, values in ((self.signal, exact.double()), (self.noise, error)):
+            if slot is None or values.dim() == 0 or values.shape[0] % len(slot):
+                sums[0 if slot is None else int(slot[0])] += float(values.square().sum())
+            else:
+                by_row = values.square().flatten(1).sum(1) if values.dim() > 1 else values.square()
+                rows = slot.repeat_interleave(values.shape[0] // len(slot))
+                sums.index_add_(0, rows.cpu(), by_row.cpu())
 
     @property
     def sqnr_db(self) -> float | None:
-        """10 log10(signal / noise); None if there is no noise or no signal."""
-        if self.noise <= 0.0 or self.signal <= 0.0:
-            return None
-        return round(10 * math.log10(self.signal / self.noise), 3)
+        """10 log10(signal / noise) over all slots; None if there is no noise or no signal."""
+        return _decibels(float(self.signal.sum()), float(self.noise.sum()))
+
+    @property
+    def by_slot(self) -> list[float | None]:
+        """The same of every slot."""
+        return [_decibels(*pair) for pair in zip(self.signal.tolist(), self.noise.tolist(), strict=True)]
 
 
-def output_sqnr(
+def _decibels(signal: float, noise: float) -> float | None:
+    if not (noise > 0.0 and signal > 0.0):
+        return None
+    return round(10 * math.log10(signal / noise), 3)
+
+
+@dataclass
+class Propagation:
+    """Errors where they are made and what they add up to, on full precision's path through the sampler.
+
+    local: of every quantized site's output for its full-precision input. accumulated: of every site's output for what
+    the quantized sites before it give, those in full precision too. prediction_mse: of the model's output, [slots].
+    predictions: what full precision predicts at every call, in order.
+    """
+
+    local: dict[str, Power] = field(default_factory=dict)
+    accumulated: dict[str, Power] = field(default_factory=dict)
+    prediction_mse: list[float] = field(default_factory=list)
+    predictions: list[Tensor] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The part `errors` of report.json: SQNR in dB by site and slot, None without an error."""
+        return {
+            "prediction_mse_same_input": self.prediction_mse,
+            "local_sqnr_db": {name: power.by_slot for name, power in self.local.items()},
+            "accumulated_sqnr_db": {name: power.by_slot for name, power in self.accumulated.items()},
+        }
+
+
+def measure_propagation(
     program: Program,
     inputs: CalibrationSet,
     *,
     device: torch.device,
     limit: int,
     progress: Callable[[int], None],
-) -> dict[str, float | None]:
-    """SQNR of every quantized site's output for full-precision inputs, over `limit` batches of samples."""
-    powers: dict[str, Power] = {}
+) -> Propagation:
+    """Run both models over `limit` batches of samples, side by side."""
+    slots = max(1, len(program.timesteps))
+    found = Propagation()
+    squares, counts = torch.zeros(slots, dtype=torch.float64), torch.zeros(slots, dtype=torch.float64)
 
-    def measure(planned: PlannedSite, args: tuple[Any, ...], output: Tensor, slot: Tensor | None) -> None:
-        powers.setdefault(planned.name, Power()).add(output, quantized_output(program, planned, args, slot))
+    def measure(call: SiteCall) -> None:
+        name, slot = call.planned.name, call.slot
+        if call.planned.quantized:
+            approximate = quantized_output(program, call.planned, call.exact_args, slot)
+            found.local.setdefault(name, Power(slots)).add(call.exact, approximate, slot)
+        found.accumulated.setdefault(name, Power(slots)).add(call.exact, call.quantized, slot)
 
-    stream_sites(program, inputs, measure, device=device, limit=limit, progress=progress)
-    return {name: power.sqnr_db for name, power in powers.items()}
+    run = Lockstep(program, measure)
+    for done, arguments in batches(program.traced, inputs, device, limit):
+        output = run.forward(arguments)
+        exact, quantized = prediction(output.exact).double(), prediction(output.quantized).double()
+        slot = nearest_slot(program, arguments)
+        if program.output_shift is not None:
+            quantized = quantized + output_shift_rows(program, slot).to(quantized)
+        found.predictions.append(prediction(output.exact).cpu())
+        error = (exact - quantized).square().flatten(1).mean(1).cpu()
+        rows = torch.zeros(len(error), dtype=torch.int64) if slot is None else slot.cpu().expand(len(error))
+        squares.index_add_(0, rows, error)
+        counts.index_add_(0, rows, torch.ones_like(error))
+        progress(done + 1)
+    found.prediction_mse = (squares / counts.clamp(min=1)).tolist()
+    return found
 
 
 def weight_sqnr(program: Program) -> dict[str, float | None]:

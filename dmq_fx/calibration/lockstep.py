@@ -27,8 +27,19 @@ class Both:
     quantized: Any
 
 
-Visit = Callable[[PlannedSite, Both], Tensor | None]
-"""Shown the output of a site, in execution order; may give what the quantized model goes on with instead."""
+@dataclass(frozen=True)
+class SiteCall:
+    """A site's call in both models. exact_args: its arguments in full precision. slot: of every sample, [batch]."""
+
+    planned: PlannedSite
+    exact_args: tuple[Any, ...]
+    exact: Tensor
+    quantized: Tensor
+    slot: Tensor | None
+
+
+Visit = Callable[[SiteCall], Tensor | None]
+"""Shown every site's call in execution order; may give what the quantized model goes on with instead of its output."""
 
 
 class Lockstep(fx.Interpreter):
@@ -38,7 +49,7 @@ class Lockstep(fx.Interpreter):
     next run on.
     """
 
-    def __init__(self, program: Program, visit: Visit = lambda planned, output: None) -> None:
+    def __init__(self, program: Program, visit: Visit = lambda call: None) -> None:
         super().__init__(program.traced.graph_module)
         self._program = program
         self._sites = {planned.site.node: planned for planned in program.plan.sites}
@@ -72,8 +83,16 @@ class Lockstep(fx.Interpreter):
             output = exact
         else:
             output = call_site(self._program, planned, _quantized(args))
-        replaced = self._visit(planned, Both(exact, output))
+        replaced = self._visit(SiteCall(planned, _exact(args), exact, output, self._slot))
         return Both(exact, output if replaced is None else replaced)
+
+
+def prediction(output: Any) -> Tensor:
+    """The first tensor of what a graph gives."""
+    while isinstance(output, (tuple, list)):
+        output = output[0]
+    assert isinstance(output, Tensor)
+    return output
 
 
 def _exact(values: Any) -> Any:

@@ -20,9 +20,12 @@ def output_axis(traced: TracedModel) -> int:
     return 2 if tokens else 1
 
 
-def along_output(traced: TracedModel, rows: Tensor) -> Tensor:
-    """Rows of the table, [batch, channels], shaped to be added to the output."""
-    return rows.reshape(_shape(traced))
+def output_shift_rows(program: Program, slot: Tensor | None) -> Tensor:
+    """What is added to the output of samples in these slots, [batch] (None where there is but one), shaped for it."""
+    assert program.output_shift is not None
+    by_slot = slot is not None and len(program.output_shift) > 1
+    rows = program.output_shift[slot.cpu()] if slot is not None and by_slot else program.output_shift
+    return rows.reshape(_shape(program.traced))
 
 
 def insert_output_shift(program: Program) -> None:

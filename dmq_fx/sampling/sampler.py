@@ -63,16 +63,19 @@ class Sampler:
         if hasattr(self.pipeline, "set_progress_bar_config"):
             self.pipeline.set_progress_bar_config(disable=True)
 
-    def run(self, samples: int, denoiser: nn.Module | None = None) -> Iterator[Tensor]:
-        """Yield batches of images ([batch, channels, height, width] in 0..1) or, without a decoder, of latents."""
+    def run(self, samples: int, denoiser: nn.Module | None = None, *, first: int = 0) -> Iterator[Tensor]:
+        """Yield batches of images ([batch, channels, height, width] in 0..1) or, without a decoder, of latents.
+
+        first: number of the first image; those before it are left out.
+        """
         original, kept = getattr(self.pipeline, self.component), self.pipeline.scheduler
-        for first in range(0, samples, self.options.batch):
-            count = min(self.options.batch, samples - first)
+        for start in range(first, samples, self.options.batch):
+            count = min(self.options.batch, samples - start)
             try:
                 setattr(self.pipeline, self.component, denoiser if denoiser is not None else original)
                 self.pipeline.scheduler = self.scheduler
                 with torch.no_grad():
-                    batch = self._call(first, count)
+                    batch = self._call(start, count)
             finally:
                 setattr(self.pipeline, self.component, original)
                 self.pipeline.scheduler = kept

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from dmq_fx.checkpoint import Checkpoint
 from dmq_fx.cli import app
 
-COMMANDS = ("plan", "validate", "compile", "inspect", "sample", "eval")
+COMMANDS = ("plan", "validate", "compile", "inspect", "sample", "eval", "reference")
 
 
 def dmq(*arguments: str | Path) -> Result:
@@ -148,6 +148,45 @@ def test_eval_json(artifact: Path) -> None:
     assert all(0 < value < 0.05 for value in found["trajectory_mse"])
     assert all(0.95 < value <= 1 for value in found["trajectory_cosine"])
     assert 20 < found["final_psnr"] < 80
+
+
+def test_eval_with_metrics(artifact: Path, tmp_path: Path) -> None:
+    """PSNR alone needs no extractor; the table says what was measured on how many images."""
+    options = ("--metrics", "psnr", "-n", 3, "--steps", 2, "--repeats", 2, "--samples-dir", tmp_path)
+    result = dmq("eval", artifact, *options)
+    assert result.exit_code == 0, result.stderr
+    assert "metrics of 2 sets of 3 images" in result.stdout and "±" in result.stdout.splitlines()[-1]
+    found = json.loads(dmq("eval", artifact, *options, "--json").stdout)
+    assert found["quality"]["scores"]["psnr"]["mean"] > 20 and found["samples"] == 3
+    assert len(found["prediction_mse_same_input"]) == 2
+
+
+def test_sample_writes_where_the_images_are_from(artifact: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a house\na tree\n")
+    picture = tmp_path / "grid.png"
+    options = ("-n", 2, "--steps", 1, "-o", picture, "--prompt", "a car", "--prompts-file", prompts, "--json")
+    result = dmq("sample", artifact, *options)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["prompts"] == ["a car", "a house", "a tree"]
+    with Image.open(picture) as image:
+        facts = json.loads(image.text["dmq"])
+    assert facts["recipe"] == "ptq/w8a8" and facts["prompts"] == ["a car", "a house", "a tree"]
+    assert len(facts["digest"]) == 64
+
+
+def test_reference_statistics(tmp_path: Path) -> None:
+    folder = tmp_path / "images" / "test"
+    folder.mkdir(parents=True)
+    for index in range(4):
+        Image.effect_noise((32, 32), 20 + 30 * index).save(folder / f"{index}.png")
+    output = tmp_path / "noise.safetensors"
+    options = ("--extractor", "mnist", "--subset", "test", "-o", output)
+    found = json.loads(dmq("reference", tmp_path / "images", *options, "--json").stdout)
+    assert found == {"output": str(output), "source": "images/test", "extractor": "mnist", "images": 4}
+    assert output.stat().st_size > 1000
+    refused = dmq("reference", tmp_path / "images", "--extractor", "mnist", "-o", tmp_path / "no" / "x.safetensors")
+    assert refused.exit_code == 2 and "statistics cannot be written there" in refused.stderr
 
 
 def test_model_that_moved(artifact: Path, tmp_path: Path, pipeline_folder: Path) -> None:

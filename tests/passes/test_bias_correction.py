@@ -11,11 +11,10 @@ from torch import Tensor
 
 import dmq_fx
 from dmq_fx.artifact.folder import load_program, open_artifact
-from dmq_fx.calibration.lockstep import Both, Lockstep
+from dmq_fx.calibration.lockstep import Lockstep, SiteCall
 from dmq_fx.calibration.minibatches import Minibatches
 from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.models import load_model
-from dmq_fx.planning import PlannedSite
 from dmq_fx.program import Program
 
 BATCH = 8
@@ -56,11 +55,11 @@ def mean_errors(program: Program, minibatches: Minibatches, draws: int) -> dict[
     """Mean error of every output channel, of what reaches it in the quantized model; halves of a split are summed."""
     sums: dict[str, Tensor] = {}
 
-    def visit(planned: PlannedSite, output: Both) -> None:
-        axis = output.exact.dim() - 1 if planned.site.op == "linear" else 1
-        error = (output.exact - output.quantized).movedim(axis, 0).flatten(1).mean(1) / draws
-        name = planned.name.removesuffix(".decoder").removesuffix(".encoder")
-        if name != planned.name or planned.site.bias:
+    def visit(call: SiteCall) -> None:
+        axis = call.exact.dim() - 1 if call.planned.site.op == "linear" else 1
+        error = (call.exact - call.quantized).movedim(axis, 0).flatten(1).mean(1) / draws
+        name = call.planned.name.removesuffix(".decoder").removesuffix(".encoder")
+        if name != call.planned.name or call.planned.site.bias:
             sums[name] = sums.get(name, torch.zeros(())) + error
 
     run = Lockstep(program, visit)

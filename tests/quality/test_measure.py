@@ -1,0 +1,178 @@
+"""Metrics of a model's samples: what is sampled, kept, paired and reported."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dmq_fx.artifact.tensors import load_tensors
+from dmq_fx.errors import ArtifactError, DmqError
+from dmq_fx.evaluation import evaluate, open_pair
+from dmq_fx.models import LoadedModel, load_model
+from dmq_fx.quality import measure
+from dmq_fx.quality.features import FeatureExtractor, to_signed_unit, to_uint8
+from dmq_fx.quality.measure import Score
+from dmq_fx.quality.samples import IDENTITY, SampleStore, image_stream
+from dmq_fx.sampling import Sampler, SamplerOptions
+
+SAMPLING = SamplerOptions(steps=2, batch=4, seed=7)
+
+
+@pytest.fixture(scope="module")
+def loaded(pipeline_folder: Path) -> LoadedModel:
+    return load_model(str(pipeline_folder))
+
+
+class Network(nn.Module):
+    """Features of any size of image: one convolution and its mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.last = nn.Conv2d(3, 6, 3, stride=2), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> SimpleNamespace:
+        spatial = self.layer(x)
+        pooled = spatial.relu().mean((2, 3))
+        return SimpleNamespace(pooled=pooled, spatial=spatial, logits=self.last(pooled))
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> FeatureExtractor:
+    """An extractor that goes by the name of `cifar10` and reads the tiny pipeline's images of 16x16."""
+    extractor = FeatureExtractor("cifar10", Network(), channels=3, size=16, prepare=to_signed_unit)
+    monkeypatch.setattr(measure, "load_extractor", lambda name, path, device: extractor)
+    return extractor
+
+
+def whole(batches: Iterator[Tensor]) -> Tensor:
+    return torch.cat(list(batches))
+
+
+def test_images_are_the_same_whatever_the_batch_and_wherever_it_was_interrupted(
+    loaded: LoadedModel, tmp_path: Path
+) -> None:
+    plain = whole(image_stream(Sampler(loaded, SAMPLING), 10))
+    assert plain.dtype == torch.uint8 and plain.shape == (10, 3, 16, 16)
+    first = image_stream(Sampler(loaded, SAMPLING), 10, store=SampleStore(tmp_path, {"of": "this"}))
+    next(first), next(first)
+    first.close()
+    calls: list[int] = []
+    resumed = Sampler(loaded, replace(SAMPLING, batch=3))
+    handle = loaded.denoiser.register_forward_hook(lambda module, args, output: calls.append(len(output[0])))
+    progress: list[tuple[int, int]] = []
+    try:
+        store = SampleStore(tmp_path, {"of": "this"})
+        images = whole(
+            image_stream(resumed, 10, store=store, progress=lambda what, done, total: progress.append((done, total)))
+        )
+        assert calls == [2, 2]  # images 8 and 9, two steps
+        again = whole(image_stream(resumed, 6, store=SampleStore(tmp_path, {"of": "this"})))
+        assert calls == [2, 2]
+    finally:
+        handle.remove()
+    assert (images.int() - plain.int()).abs().max() <= 1 and torch.equal(again, images[:6])
+    assert progress[-1] == (10, 10) and len(progress) == 3
+
+
+def test_a_store_is_of_one_thing(tmp_path: Path) -> None:
+    one, other = SampleStore(tmp_path, {"of": "this"}), SampleStore(tmp_path, {"of": "that"})
+    one.add(0, torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
+    assert [len(batch) for batch in one.batches()] == [2] and list(other.batches()) == []
+    assert json.loads((one.folder / IDENTITY).read_text()) == {"of": "this"}
+    (one.folder / IDENTITY).write_text("{}")
+    with pytest.raises(ArtifactError, match="holds samples of something else"):
+        SampleStore(tmp_path, {"of": "this"})
+
+
+def test_damaged_and_missing_files_are_sampled_again(tmp_path: Path) -> None:
+    store = SampleStore(tmp_path, {})
+    for first in (0, 2, 4):
+        store.add(first, torch.full((2, 1, 4, 4), first, dtype=torch.uint8))
+    path = store.folder / "images-0000002.safetensors"
+    path.write_bytes(path.read_bytes()[:60])
+    assert len(list(store.batches())) == 1 and not path.exists()
+    assert len(list(store.batches())) == 1
+    assert not list(store.folder.glob(".*partial*"))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="cannot keep samples there"):
+        SampleStore(tmp_path / "file", {})
+
+
+METRICS = "fd-cifar10,sfd-cifar10,precision-cifar10,recall-cifar10,psnr"
+
+
+def test_metrics_of_an_artifact(artifact: Path, read: FeatureExtractor, tmp_path: Path) -> None:
+    """Against full precision's own images of other noise, twice, with full precision's own scores."""
+    options: dict[str, Any] = {"samples": 12, "steps": 2, "batch": 5, "samples_dir": tmp_path}
+    found = evaluate(artifact, metrics=METRICS, reference="full-precision", repeats=2, full_precision=True, **options)
+    quality = found.quality
+    assert quality is not None and list(quality.scores) == METRICS.split(",")
+    assert quality.full_precision is not None and list(quality.full_precision) == METRICS.split(",")[:-1]
+    assert all(len(score.values) == 2 and score.std is not None for score in quality.scores.values())
+    assert quality.reference == "full-precision" and quality.reference_images == {"cifar10": 12}
+    assert quality.extractors == {"cifar10": read.digest}
+    assert json.loads(json.dumps(found.to_json()))["quality"]["scores"]["psnr"]["mean"] > 20
+    stores = {path.name for path in tmp_path.iterdir()}
+    assert len(stores) == 5  # two of the artifact; of full precision those, and the reference
+    pair = open_pair(artifact)
+    first = SamplerOptions(steps=2, batch=5, seed=10_000)
+    exact, ours = (
+        torch.cat([to_uint8(batch) for batch in Sampler(pair.reference, first).run(12, denoiser)]).double() / 255
+        for denoiser in (None, pair.quantized)
+    )
+    expected = -10 * math.log10(float((exact - ours).square().mean()))
+    assert quality.scores["psnr"].values[0] == pytest.approx(expected, abs=0.05)
+    evaluate(artifact, metrics="fd-cifar10", reference="full-precision", repeats=2, **options)
+    assert {path.name for path in tmp_path.iterdir()} == stores
+
+
+def test_a_folder_of_images_as_reference(artifact: Path, read: FeatureExtractor, tmp_path: Path) -> None:
+    """The model's own images, as PNG files, are at no distance from themselves."""
+    kept, folder = tmp_path / "kept", tmp_path / "images"
+    folder.mkdir()
+    options: dict[str, Any] = {"samples": 8, "steps": 2, "samples_dir": kept}
+    evaluate(artifact, metrics="fd-cifar10", reference="full-precision", **options)
+    store = next(path for path in kept.iterdir() if "artifact" in json.loads((path / IDENTITY).read_text()))
+    images = load_tensors(store / "images-0000000.safetensors")["images"]
+    for index, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+    quality = evaluate(artifact, metrics="fd-cifar10,precision-cifar10", reference=folder, **options).quality
+    assert quality is not None and quality.reference == "images"
+    assert quality.scores["fd-cifar10"].mean == pytest.approx(0, abs=1e-6)
+    assert quality.scores["precision-cifar10"].mean == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": "fid"}, "'fid' needs images to compare with"),
+        ({"metrics": "fdmnist"}, "unknown metric 'fdmnist'"),
+        ({"metrics": "clip"}, "'clip' needs prompts"),
+        ({"metrics": "psnr", "reference": "full-precision"}, "no metric that was asked for compares"),
+        ({"reference": "x"}, "a reference is for metrics"),
+        ({"metrics": "fid", "reference": "gone.zip"}, "gone.zip: there is no such file"),
+        ({"metrics": "is-mnist", "feature_extractor": "w.pth"}, "no metric that was asked for is taken on Inception"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_loaded(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DmqError, match=message):
+        evaluate("no-such-artifact", **options)
+
+
+def test_scores_of_repeats() -> None:
+    assert (Score((1.0, 3.0)).mean, Score((1.0, 3.0)).std) == (2.0, pytest.approx(math.sqrt(2)))
+    assert Score((2.0,)).std is None and Score((None, 3.0)).mean is None
