@@ -67,7 +67,7 @@ def evaluate(args: argparse.Namespace, recipe: str) -> list[dict]:
         known = {"digest": digest}
     for seed in args.seed:
         key = f"{args.samples}@{seed}"
-        if key not in known:
+        if "corrected_mse" not in known.get(key, {}):
             from mean_shift import full_precision, take_off_means
 
             from dmq_fx.evaluation import open_pair, sample

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,18 @@ def metric_names(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def key_of(args: argparse.Namespace, recipe: str | None) -> str:
-    """Digest of the recipe with its overrides, or `full precision`, and the model as it was named."""
+    """The model's name and digest, and the digest of the recipe with its overrides, or `full precision`."""
     from dmq_fx.compiler import resolve_recipe
 
     digest = FULL_PRECISION if recipe is None else resolve_recipe(recipe, (f"budget={args.budget}",)).digest
-    return f"{args.model} {digest}"
+    return f"{args.model} {model_digest(args.model)} {digest}"
+
+
+@cache
+def model_digest(model: str) -> str:
+    from dmq_fx.models import fingerprint, load_model
+
+    return fingerprint(load_model(model).denoiser)
 
 
 def read_records(args: argparse.Namespace) -> dict[str, Any]:
@@ -114,7 +122,9 @@ def row(args: argparse.Namespace, recipe: str | None, made: dict[str, Any]) -> d
         found |= {key: made[key] for key in ("mean_weight_bits", "bytes", "seconds")}
     args.records.parent.mkdir(parents=True, exist_ok=True)
     records = read_records(args) | {key_of(args, recipe): found}  # read again: another process may have added rows
-    args.records.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n")
+    partial = args.records.with_suffix(".partial")
+    partial.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n")
+    partial.replace(args.records)
     return found
 
 
@@ -157,7 +167,7 @@ def show(what: str, done: int, total: int) -> None:
 def report(args: argparse.Namespace, rows: dict[str, dict]) -> None:
     names = metric_names(args)
     print(
-        f"\n`{args.model}`, {args.samples} images of {args.steps} steps from seed {args.seed} against "
+        f"\n`{args.model}`, {args.samples} images (final MSE: 64) of {args.steps} steps from seed {args.seed} against "
         f"{Path(args.reference).name}{'/' + args.subset if args.subset else ''}, budget {args.budget}, {args.device}.\n"
     )
     print(f"| recipe | weight bits | MB | GBOPs | final MSE | {' | '.join(names)} | compile s |")

@@ -147,5 +147,6 @@ def _print_quality(console: Console, quality: Quality) -> None:
 
 def _shown(score: Score) -> str:
     if score.mean is None:
-        return "equal"
+        equal = sum(value is None for value in score.values)
+        return "equal" if equal == len(score.values) else f"{equal} of {len(score.values)} sets equal"
     return f"{score.mean:.4g}" if score.std is None else f"{score.mean:.4g} ± {score.std:.2g}"

@@ -63,6 +63,7 @@ def sample_command(
         else:
             panels = [(name, sample(pair, samples, options, show))]
     facts = {"samples": samples, "steps": steps, "seed": seed, "compare": compare, "prompts": list(prompts)}
+    facts |= {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     save_grids(output, panels, {"recipe": name, "digest": pair.opened.manifest.digest, **facts})
     if json:
         print_json({"output": output, **facts})

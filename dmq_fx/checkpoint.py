@@ -20,8 +20,8 @@ from torch import Tensor
 from dmq_fx.artifact.container import sibling, sync_folder
 from dmq_fx.artifact.manifest import plain_json
 from dmq_fx.artifact.tensors import load_metadata, load_tensors, save_tensors
-from dmq_fx.calibration.store import tensor_hash
 from dmq_fx.errors import ArtifactError, InternalError
+from dmq_fx.models.fingerprint import tensor_hash
 
 CHECKPOINT_FORMAT = 1
 INTERVAL = 60.0

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmq_fx.calibration.errors_by_site import measure_propagation, weight_sqnr
+from dmq_fx.calibration.errors_by_site import finite, measure_propagation, weight_sqnr
 from dmq_fx.models import LoadedModel
 from dmq_fx.program import PassContext, Program
 from dmq_fx.recipe.language import Calibration
@@ -29,8 +29,9 @@ def error_report(
     """Errors of a program whose passes have all run, over one calibration batch.
 
     Returns the numbers of every site over all steps (`weight_sqnr_db`, `sqnr_db`), and the part `errors` of report.json
-    by step: `local_sqnr_db` and `accumulated_sqnr_db` of every site, and of the prediction `prediction_mse_same_input`
-    (both models are given full precision's state) and `prediction_mse` (each on its own path, from the same noise).
+    `local_sqnr_db` and `accumulated_sqnr_db` of every site by timestep slot; by denoiser call, which may be more, the
+    prediction's `prediction_mse_same_input` (both models are given full precision's state) and `prediction_mse` (each
+    on its own path, from the same noise). None for what is not finite.
     """
     by_site: SiteErrors = {name: {"weight_sqnr_db": value} for name, value in weight_sqnr(program).items()}
     if context.calibration is None:
@@ -47,7 +48,7 @@ def error_report(
         by_site.setdefault(name, {})["sqnr_db"] = power.sqnr_db
     predictions = _own_path(program, loaded, calibration, context, len(found.predictions), inputs)
     pairs = zip(found.predictions, predictions, strict=True)
-    added_up = [float((exact.double() - own.double()).square().mean()) for exact, own in pairs]
+    added_up = [finite(float((exact.double() - own.double()).square().mean())) for exact, own in pairs]
     return by_site, {**found.to_json(), "prediction_mse": added_up}
 
 
@@ -61,7 +62,9 @@ def _own_path(
 ) -> list[Tensor]:
     """What the quantized model predicts at every call while it samples the first calibration batch itself."""
     info = {"compute_dtype": next((p.dtype for p in loaded.denoiser.parameters()), torch.float32)}
-    denoiser = QuantizedDenoiser(program.graph_module, program.original, loaded.denoiser, info).eval()
+    denoiser = (
+        QuantizedDenoiser(program.graph_module, program.original, loaded.denoiser, info).eval().to(context.device)
+    )
     options = SamplerOptions.of(calibration)
     sampler = Sampler(loaded, replace(options, batch=min(options.batch, calibration.samples)), inputs)
     predictions: list[Tensor] = []

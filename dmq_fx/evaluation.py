@@ -125,12 +125,14 @@ def evaluate(
     if wanted is not None:
         wanted = replace(wanted, samples_dir=samples_dir, full_precision=full_precision)
         check(wanted, options)
+    elif repeats != 1 or full_precision or samples_dir is not None:
+        raise DmqError("repeats, full precision's scores and kept images are for metrics", hint="name some: --metrics")
     pair = open_pair(artifact, model=model, backend=backend, device=device, allow_pickle=allow_pickle)
+    quality = None
+    if wanted is not None:
+        quality = measure_quality(pair.reference, pair.quantized, _identities(pair), options, wanted, progress)
     compared = samples if wanted is None else min(samples, COMPARED)
     found = compare(pair.reference, pair.quantized, options, compared, progress, inputs, same_input=True)[0]
-    if wanted is None:
-        return found
-    quality = measure_quality(pair.reference, pair.quantized, _identities(pair), options, wanted, progress)
     return replace(found, quality=quality)
 
 
@@ -145,7 +147,7 @@ def _quality_options(
 ) -> QualityOptions | None:
     """What is to be measured; None for no metrics. Raises DmqError for names that are unknown."""
     if not metrics:
-        if reference is not None:
+        if any(value is not None for value in (reference, subset, feature_extractor, clip_model)):
             raise DmqError("a reference is for metrics, and none is asked for", where="--reference", hint="--metrics")
         return None
     found = QualityOptions(parse_metrics(metrics), samples, repeats, reference, subset, feature_extractor)

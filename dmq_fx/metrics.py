@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from dmq_fx.errors import DmqError
 from dmq_fx.models import LoadedModel
@@ -29,7 +30,7 @@ class Evaluation:
     prediction_mse: error of the denoiser's output at each call, each model on its own path: what has added up.
     prediction_mse_same_input: the same where both are given full precision's state: what the call itself adds. Empty
     where it was not asked for.
-    quality: metrics of many images, if any were asked for.
+    samples: images that these errors are of. quality: metrics of many more, if any were asked for.
     final_mse, final_psnr: of the images (0..1; latents where there is no decoder); PSNR in dB, None if equal.
     """
 
@@ -113,6 +114,11 @@ def compare(
     return evaluation, exact, approximate
 
 
+def _copied(call: tuple[Any, ...]) -> Any:
+    """Arguments of a call in memory of their own: pipelines pass views, and may write into their tensors later."""
+    return tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, call)
+
+
 def _ask(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     with torch.no_grad():
         return denoiser(*args, **kwargs)[0].cpu()
@@ -127,7 +133,7 @@ def _tracked(sampler: Sampler, samples: int, denoiser: nn.Module, *, inputs: boo
             stack.enter_context(watch_steps(sampler.scheduler, lambda state: track.states.append(state.cpu())))  # noqa: B023
             stack.enter_context(watch_outputs(denoiser, lambda out: track.predictions.append(out.cpu())))  # noqa: B023
             if inputs:
-                stack.enter_context(watch_inputs(denoiser, lambda *call: track.inputs.append(call)))  # noqa: B023
+                stack.enter_context(watch_inputs(denoiser, lambda *call: track.inputs.append(_copied(call))))  # noqa: B023
             images = next(batches, None)
         if images is None:
             return

@@ -25,7 +25,8 @@ class GraphPass(Protocol):
     `Options` is a frozen dataclass whose fields are made with `dmq_fx.recipe.language.option`; the recipe
     language takes its schema and defaults from it. `requires` and `ensures` name states of the program
     ("traced", "grouped", "observed", "calibrated", "rounded", "quantized"); the compiler inserts the steps that lead
-    there; "assigned" is what passes ensure that choose integers for weights. `before`, which may be left out, names
+    there; "assigned" is what passes ensure that choose integers for weights, "bias_corrected" and "output_corrected"
+    what those ensure that correct what all others have left. `before`, which may be left out, names
     states that must not have been reached: a pass that changes what ranges are found on comes before "observed".
     """
 

@@ -149,6 +149,8 @@ def train(args: argparse.Namespace) -> None:
     step = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
+        if state.get("steps", args.steps) != args.steps:
+            raise SystemExit(f"{checkpoint} is of a run of {state['steps']} steps, which decide the learning rate")
         unet.load_state_dict(state["unet"])
         ema.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
@@ -198,6 +200,7 @@ def train(args: argparse.Namespace) -> None:
                     "schedule": schedule.state_dict(),
                     "generator": generator.get_state(),
                     "step": step,
+                    "steps": args.steps,
                 },
                 checkpoint,
             )

@@ -21,7 +21,6 @@ from dmq_fx.numerics import QuantizedWeight, quantize_weight
 from dmq_fx.numerics.adaround import Rounding, RoundingSchedule
 from dmq_fx.pass_api import PASSES, PassResult
 from dmq_fx.planning import PlannedSite
-from dmq_fx.program.graph_tools import get_tensor
 from dmq_fx.program.pieces import BatchAxis
 from dmq_fx.program.program import PassContext, Program
 from dmq_fx.program.units import Unit, find_units
@@ -74,9 +73,8 @@ class Run:
     learned: dict[str, QuantizedWeight] = field(default_factory=dict)
 
     def effective(self, name: str, values: Tensor) -> Tensor:
-        """What `values` in place of weight `name` amount to in the graph, in the type it computes in."""
-        exact = get_tensor(self.program.traced.graph_module, name)
-        return self.program.effective_weight(self.sites[name], values).to(exact)
+        """What `values` in place of weight `name` amount to in the graph."""
+        return self.program.effective_weight(self.sites[name], values)
 
     def rounded(self, name: str) -> Tensor:
         """Weight `name` as it is rounded so far."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dmq_fx.calibration.lockstep import Lockstep, SiteCall
@@ -43,7 +42,8 @@ class BiasCorrection:
 
     Options = BiasCorrectionOptions
     requires = frozenset({"calibrated", "rounded"})
-    ensures: frozenset[str] = frozenset()
+    ensures = frozenset({"bias_corrected"})
+    before = frozenset({"output_corrected"})
 
     @staticmethod
     def run(program: Program, options: BiasCorrectionOptions, context: PassContext) -> PassResult:
@@ -53,7 +53,8 @@ class BiasCorrection:
         minibatches = Minibatches(
             program.traced, context.calibration, batch=options.batch, seed=context.seed, device=context.device
         )
-        found: dict[str, Tensor] = {}
+        biases: dict[str, Tensor] = {}  # in float64: a bfloat16 sum would stop growing
+        begin: dict[str, Tensor] = {}
         share = 1.0
 
         def correct(call: SiteCall) -> Tensor | None:
@@ -62,10 +63,11 @@ class BiasCorrection:
                 return None
             axis = call.exact.dim() - 1 if call.planned.site.op == "linear" else 1
             error = (call.exact - call.quantized).double().movedim(axis, 0).flatten(1).mean(1)
-            bias = program.biases.get(name, get_tensor(program.traced.graph_module, name).detach())
+            original = get_tensor(program.traced.graph_module, name).detach()
+            bias = begin.setdefault(name, program.biases.get(name, original).double())
             shift = error * share
-            found[name] = found.get(name, torch.zeros_like(shift)) + shift
-            program.biases[name] = (bias.double() + shift).to(bias.dtype)
+            biases[name] = biases.get(name, bias) + shift
+            program.biases[name] = biases[name].to(original.dtype)
             shape = [-1 if dim == axis else 1 for dim in range(call.exact.dim())]
             return call.quantized + shift.to(call.quantized).reshape(shape)
 
@@ -74,8 +76,8 @@ class BiasCorrection:
             share = 1.0 / (done + 1)
             run.forward(minibatches.draw(done))
             context.progress("bias correction", done + 1, options.batches)
-        largest = max((float(shift.abs().max()) for shift in found.values()), default=0.0)
-        return PassResult(tuple(sorted(owners)), {"largest_shift": largest})
+        largest = max((float((bias - begin[name]).abs().max()) for name, bias in biases.items()), default=0.0)
+        return PassResult(tuple(sorted(owners)), {"largest_shift": round(largest, 6)})
 
 
 def _owners(program: Program, options: BiasCorrectionOptions) -> dict[str, str]:

@@ -30,7 +30,7 @@ from dmq_fx.numerics.gptq import (
 )
 from dmq_fx.pass_api import PASSES, PassResult
 from dmq_fx.planning import PlannedSite
-from dmq_fx.program.graph_tools import get_tensor, working_copy
+from dmq_fx.program.graph_tools import call_arguments, working_copy
 from dmq_fx.program.program import PassContext, Program
 from dmq_fx.recipe.language import option
 from dmq_fx.tracing import TracedModel
@@ -244,8 +244,7 @@ def _stand_in(program: Program, planned: PlannedSite) -> Tensor:
     if weight is None:
         assert planned.weight is not None
         weight = quantize_weight(program.scaled_weight(planned), planned.weight)
-    original = get_tensor(program.traced.graph_module, name)
-    return program.effective_weight(planned, weight.dequantized()).to(original)
+    return program.effective_weight(planned, weight.dequantized())
 
 
 def _result(targets: Sequence[Target], errors: Mapping[str, list[float]], runs: int, rows: int) -> PassResult:
@@ -275,8 +274,7 @@ def _up_to_last(graph_module: fx.GraphModule, names: Mapping[str, Any]) -> fx.Gr
 
 def _window(planned: PlannedSite, node: fx.Node, args: tuple[Any, ...]) -> Window:
     """Where a convolution's node reads; `args` are its arguments' values (not needed: none of them is computed)."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    given = dict(zip(names, args or node.args, strict=False)) | dict(node.kwargs)
+    given = call_arguments(node, args)
     kernel = planned.site.shape[2:]
     stride, dilation = (_spread(given.get(name, 1), len(kernel)) for name in ("stride", "dilation"))
     padding = given.get("padding", 0)

@@ -56,7 +56,8 @@ def decode_program(
         weights = {p.site.weight: _weight(p, tensors) for p in plan.sites if p.weight and p.site.weight}
         convert_activations(program)
         convert_weights(program, weights)
-        program.output_shift = tensors.get(OUTPUT_SHIFT)
+        shift = tensors.get(OUTPUT_SHIFT)
+        program.output_shift = None if shift is None else shift.float()
         insert_output_shift(program)
         _fill(program, tensors)
         program.biases = {name: get_tensor(program.graph_module, name) for name in table["biases"]}

@@ -8,14 +8,14 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
-from dmq_fx.calibration.store import CalibrationCache, CalibrationSet, tensor_hash
+from dmq_fx.calibration.store import CalibrationCache, CalibrationSet
 from dmq_fx.errors import CalibrationError
-from dmq_fx.models import LoadedModel, fingerprint
+from dmq_fx.models import LoadedModel
 from dmq_fx.recipe.language import Calibration
 from dmq_fx.sampling import Sampler, SamplerOptions, watch_inputs
+from dmq_fx.sampling.identity import plain, scheduler_record, surroundings
 from dmq_fx.tracing import TracedModel, bind_inputs, describe_inputs
 
 Progress = Callable[[str, int, int], None]
@@ -40,10 +40,10 @@ def calibration_set(
     key = cache.key_of(
         model=identity,
         inputs=describe_inputs(traced),
-        surroundings=_surroundings(loaded, inputs),
+        surroundings=surroundings(loaded, inputs),
         versions={name: version(name) for name in ("torch", "diffusers")},
-        scheduler={"class": type(sampler.scheduler).__name__, **_plain(dict(sampler.scheduler.config))},
-        **_plain(asdict(calibration)),
+        scheduler=scheduler_record(sampler),
+        **plain(asdict(calibration)),
     )
     found = cache.get(key)
     if found is not None:
@@ -90,24 +90,3 @@ def step_timesteps(traced: TracedModel, steps: list[dict[str, Tensor]]) -> list[
     """The model timestep of every sampler step, in the order they are visited (a step has one for all samples)."""
     path = next(entry.path for entry in traced.inputs if entry.name == traced.timestep)
     return torch.cat([step[path].float().reshape(-1)[:1] for step in steps]).tolist()
-
-
-def _surroundings(loaded: LoadedModel, inputs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What else decides the inputs: the rest of the pipeline, or the values that a bare denoiser is called with."""
-    if loaded.pipeline is None:
-        leaves = tree_leaves(inputs) if inputs is not None else []
-        return {"inputs": [tensor_hash(leaf) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]}
-    parts = {name: part for name, part in loaded.pipeline.components.items() if isinstance(part, nn.Module)}
-    others = {name: fingerprint(part) for name, part in parts.items() if part is not loaded.denoiser}
-    return {"pipeline": type(loaded.pipeline).__name__, **others}
-
-
-def _plain(value: Any) -> Any:
-    """JSON values only: what cannot be one (arrays of a scheduler's configuration) is spelled out."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items() if not str(key).startswith("_")}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (str, int, float, bool)) or value is None:
-        return value
-    return repr(value)

@@ -46,8 +46,13 @@ class Power:
         return [_decibels(*pair) for pair in zip(self.signal.tolist(), self.noise.tolist(), strict=True)]
 
 
+def finite(value: float) -> float | None:
+    """A number for a report: six digits, so that the last bits of a sum do not change a digest; None if it is none."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
 def _decibels(signal: float, noise: float) -> float | None:
-    if not (noise > 0.0 and signal > 0.0):
+    if not (0.0 < noise < math.inf and 0.0 < signal < math.inf):
         return None
     return round(10 * math.log10(signal / noise), 3)
 
@@ -57,13 +62,13 @@ class Propagation:
     """Errors where they are made and what they add up to, on full precision's path through the sampler.
 
     local: of every quantized site's output for its full-precision input. accumulated: of every site's output for what
-    the quantized sites before it give, those in full precision too. prediction_mse: of the model's output, [slots].
-    predictions: what full precision predicts at every call, in order.
+    the quantized sites before it give, those in full precision too. prediction_mse: of the model's output at every
+    call, in order. predictions: what full precision predicts there.
     """
 
     local: dict[str, Power] = field(default_factory=dict)
     accumulated: dict[str, Power] = field(default_factory=dict)
-    prediction_mse: list[float] = field(default_factory=list)
+    prediction_mse: list[float | None] = field(default_factory=list)
     predictions: list[Tensor] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -86,7 +91,6 @@ def measure_propagation(
     """Run both models over `limit` batches of samples, side by side."""
     slots = max(1, len(program.timesteps))
     found = Propagation()
-    squares, counts = torch.zeros(slots, dtype=torch.float64), torch.zeros(slots, dtype=torch.float64)
 
     def measure(call: SiteCall) -> None:
         name, slot = call.planned.name, call.slot
@@ -103,12 +107,8 @@ def measure_propagation(
         if program.output_shift is not None:
             quantized = quantized + output_shift_rows(program, slot).to(quantized)
         found.predictions.append(prediction(output.exact).cpu())
-        error = (exact - quantized).square().flatten(1).mean(1).cpu()
-        rows = torch.zeros(len(error), dtype=torch.int64) if slot is None else slot.cpu().expand(len(error))
-        squares.index_add_(0, rows, error)
-        counts.index_add_(0, rows, torch.ones_like(error))
+        found.prediction_mse.append(finite(float((exact - quantized).square().mean())))
         progress(done + 1)
-    found.prediction_mse = (squares / counts.clamp(min=1)).tolist()
     return found
 
 

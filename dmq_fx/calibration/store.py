@@ -30,6 +30,7 @@ from dmq_fx.artifact.container import hash_file, sibling, sync_file, sync_folder
 from dmq_fx.artifact.manifest import FileRecord, canonical_json, is_file_name, plain_json
 from dmq_fx.artifact.tensors import METADATA_KEY, load_metadata, load_tensors, save_tensors
 from dmq_fx.errors import ArtifactError, CalibrationError, InternalError
+from dmq_fx.models.fingerprint import tensor_hash
 
 STORE_FORMAT = 1
 INDEX_NAME = "calibration.json"
@@ -321,14 +322,6 @@ def _last_used(path: Path) -> int:
     with suppress(OSError):
         return (path / LAST_USED_NAME).stat().st_mtime_ns
     return 0
-
-
-def tensor_hash(tensor: torch.Tensor) -> str:
-    """SHA-256, the same for tensors of the same dtype, shape and bits, and for no others."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    digest = hashlib.sha256(f"{tensor.dtype}{list(tensor.shape)}".encode())
-    digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _read_index(path: Path) -> CalibrationSet:

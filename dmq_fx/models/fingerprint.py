@@ -1,4 +1,4 @@
-"""One hash for a model: its weights and its config."""
+"""Hashes of models, over weights and config, and of tensors."""
 
 from __future__ import annotations
 
@@ -26,6 +26,14 @@ def fingerprint(module: nn.Module) -> str:
             )
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def tensor_hash(tensor: torch.Tensor) -> str:
+    """SHA-256, the same for tensors of the same dtype, shape and bits, and for no others."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    digest = hashlib.sha256(f"{tensor.dtype}{list(tensor.shape)}".encode())
+    digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,6 +35,12 @@ def get_tensor_device(module: fx.GraphModule) -> torch.device:
 def nodes_by_name(graph: fx.Graph) -> dict[str, fx.Node]:
     """The graph's nodes by their names."""
     return {node.name: node for node in graph.nodes}
+
+
+def call_arguments(node: fx.Node, values: Sequence[Any] = ()) -> dict[str, Any]:
+    """Arguments of a call by the names of its operator's schema: the node's own, or `values` in their place."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    return dict(zip(names, values or node.args, strict=False)) | dict(node.kwargs)
 
 
 def set_buffer(module: nn.Module, name: str, value: Tensor) -> None:

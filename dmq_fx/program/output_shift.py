@@ -14,10 +14,14 @@ aten = torch.ops.aten
 OUTPUT_SHIFT = "dmq.output_shift"
 
 
+FRAMES_FIRST = ("CogVideoXTransformer3DModel", "UNetSpatioTemporalConditionModel")
+"""Classes whose output is [batch, frames, channels, height, width]."""
+
+
 def output_axis(traced: TracedModel) -> int:
     """Which dimension of the output has the channels: the last of a transformer's tokens, else the second."""
     tokens = _output(traced.graph).meta["val"].dim() == 3 and "Transformer" in traced.class_name
-    return 2 if tokens else 1
+    return 2 if tokens or traced.class_name in FRAMES_FIRST else 1
 
 
 def output_shift_rows(program: Program, slot: Tensor | None) -> Tensor:

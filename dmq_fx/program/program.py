@@ -112,9 +112,13 @@ class Program:
         return weight if gamma is None else weight * along_inputs(gamma, weight)
 
     def effective_weight(self, planned: PlannedSite, values: Tensor) -> Tensor:
-        """What `values` in place of W * gamma amount to on an input that is not scaled: values / gamma."""
+        """What `values` in place of W * gamma amount to on an input that is not scaled: values / gamma.
+
+        In the type that the graph computes in.
+        """
         gamma = self.input_scale(planned)
-        return values if gamma is None else values / along_inputs(gamma, values)
+        effective = values if gamma is None else values / along_inputs(gamma, values)
+        return effective.to(get_tensor(self.traced.graph_module, planned.site.weight or ""))
 
 
 def along_inputs(gamma: Tensor, weight: Tensor) -> Tensor:

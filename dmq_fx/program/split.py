@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from dmq_fx.program.graph_tools import finish, get_tensor, nodes_by_name, set_buffer, working_copy
+from dmq_fx.program.graph_tools import call_arguments, finish, get_tensor, nodes_by_name, set_buffer, working_copy
 from dmq_fx.sites import Site
 from dmq_fx.tracing import TracedModel
 
@@ -28,7 +28,7 @@ def why_not_split(site: Site, sites: Sequence[Site], traced: TracedModel) -> str
         return "not_split: the input is no concat of decoder and encoder features"
     if Counter(other.weight for other in sites)[site.weight] > 1:
         return "not_split: its weight is shared with another site"
-    if _groups(nodes_by_name(traced.graph)[site.node]) != 1:
+    if call_arguments(nodes_by_name(traced.graph)[site.node]).get("groups", 1) != 1:
         return "not_split: a grouped convolution"
     return None
 
@@ -111,13 +111,3 @@ def _part(site: Site, name: str, node: fx.Node, weight: Tensor, channels: int, *
         macs=site.macs * channels // weight.shape[1],
         split=None,
     )
-
-
-def _groups(node: fx.Node) -> int:
-    """Groups of a convolution's node; 1 for other operations."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    if "groups" not in names:
-        return 1
-    position = names.index("groups")
-    value: Any = node.args[position] if len(node.args) > position else node.kwargs.get("groups", 1)
-    return int(value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from dmq_fx.errors import DmqError, ModelError
 from dmq_fx.quality.features import to_uint8
-from dmq_fx.quality.libraries import library
+from dmq_fx.quality.libraries import library, require_torchvision
 
 CLIP_MODEL = "openai/clip-vit-base-patch16"
 """What CLIP scores are taken with where nothing else is asked for. Scores of two models do not compare."""
@@ -42,9 +41,7 @@ def lpips(pairs: Pairs, *, network: str = "alex", device: str | torch.device = "
     pair.
     """
     module = library("torchmetrics.image.lpip", needed_for="LPIPS")
-    if find_spec("torchvision") is None:
-        hint = "pip install the torchvision of this torch"
-        raise DmqError("LPIPS needs torchvision, which is not installed", hint=hint)
+    require_torchvision()
     try:
         metric = module.LearnedPerceptualImagePatchSimilarity(net_type=network, normalize=True).to(device)
     except ValueError as error:
@@ -68,7 +65,7 @@ def clip_score(
     Raises ModelError where it cannot be loaded, and DmqError for images without prompts.
     """
     module = library("torchmetrics.multimodal", needed_for="a CLIP score")
-    network, processor = _load_clip(model)
+    network, processor = load_clip(model)
     metric = module.CLIPScore(model_name_or_path=lambda: (network, processor)).to(device)
     seen = 0
     for images, prompts in batches:
@@ -97,7 +94,8 @@ class _Embeddings(nn.Module):
         return _tensor(self.model.get_text_features(input_ids=input_ids, attention_mask=mask))
 
 
-def _load_clip(model: str) -> tuple[nn.Module, Any]:
+def load_clip(model: str) -> tuple[nn.Module, Any]:
+    """CLIP of a folder or hub id, with its processor; raises ModelError."""
     from transformers import CLIPModel, CLIPProcessor
 
     try:

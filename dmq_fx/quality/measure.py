@@ -1,4 +1,7 @@
-"""Every metric that was asked for, of one model's samples: the images go through a folder, memory is constant."""
+"""Every metric that was asked for, of one model's samples.
+
+The images go through a folder on disk (a temporary one where none is named), so that memory does not grow with them.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,15 @@ from dmq_fx.environment import package_versions
 from dmq_fx.errors import DmqError
 from dmq_fx.models import LoadedModel
 from dmq_fx.quality.features import FeatureExtractor, load_extractor
-from dmq_fx.quality.image_scores import CLIP_MODEL, clip_score, lpips, psnr
+from dmq_fx.quality.image_scores import CLIP_MODEL, clip_score, load_clip, lpips, psnr
+from dmq_fx.quality.libraries import require_library
 from dmq_fx.quality.metric_names import INCEPTION, Metric
 from dmq_fx.quality.reference import reference_name, reference_statistics
 from dmq_fx.quality.samples import SampleStore, image_stream
-from dmq_fx.quality.scores import feature_scores
+from dmq_fx.quality.scores import NEIGHBOURS, SPLITS, feature_scores
 from dmq_fx.quality.statistics import FeatureStatistics, StatisticsCollector, collect
 from dmq_fx.sampling import Sampler, SamplerOptions
+from dmq_fx.sampling.identity import scheduler_record, surroundings
 
 Progress = Callable[[str, int, int], None]
 PAIRED = 64
@@ -121,10 +126,13 @@ def measure_quality(
 ) -> Quality:
     """Sample the quantized model (and full precision where something needs it) and take every metric.
 
-    identities: what names the samples of full precision and of the quantized model in `samples_dir`. Raises DmqError
-    for metrics that lack what they need, before anything is sampled.
+    identities: what names the samples of full precision and of the quantized model in `samples_dir`, beside the sampler
+    and the rest of the pipeline. Raises DmqError for metrics that lack what they need, before anything is sampled.
     """
     check(options, sampling)
+    if loaded.pipeline is None:
+        hint = "compile a pipeline's folder, or pass the pipeline that the denoiser belongs to as `model`"
+        raise DmqError("metrics are of images, and this model is a denoiser alone", where=loaded.origin, hint=hint)
     with TemporaryDirectory() as temporary:
         root = Path(options.samples_dir or temporary)
         run = _Run(loaded, identities, sampling, options, root, progress)
@@ -143,8 +151,13 @@ def measure_quality(
 
 
 def check(options: QualityOptions, sampling: SamplerOptions) -> None:
-    """Raise DmqError for what cannot work, before minutes of sampling."""
+    """Raise DmqError for what cannot work, before minutes of sampling: what is missing, or too little."""
     for metric in options.metrics:
+        needed = {"inception_score": 2 * SPLITS, "precision": NEIGHBOURS + 2, "recall": NEIGHBOURS + 2}
+        if options.samples < needed.get(metric.kind, 2 if metric.extractor else 1):
+            message = f"{metric.name!r} needs {needed.get(metric.kind, 2)} images or more, not {options.samples}"
+            raise DmqError(message, where="--samples")
+        require_library(metric)
         if metric.needs_reference and options.reference is None:
             hint = f"name a folder or archive of images, stored statistics, or `{FULL_PRECISION}`"
             raise DmqError(f"{metric.name!r} needs images to compare with", where="--reference", hint=hint)
@@ -154,6 +167,8 @@ def check(options: QualityOptions, sampling: SamplerOptions) -> None:
         raise DmqError("no metric that was asked for compares with a reference", where="--reference")
     if options.reference not in (None, FULL_PRECISION) and not Path(str(options.reference)).exists():
         raise DmqError("there is no such file or folder", where=str(options.reference), hint="see --reference")
+    if options.reference == FULL_PRECISION and options.subset is not None:
+        raise DmqError("full precision's own images have no subset", where="--subset", hint="leave it out")
     if options.feature_extractor is not None and INCEPTION not in options.extractors:
         hint = "leave it out: the embedded classifiers bring their weights"
         raise DmqError("no metric that was asked for is taken on Inception", where="--feature-extractor", hint=hint)
@@ -178,6 +193,10 @@ class _Run:
     reference_name: str | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        sampler = Sampler(self.loaded, self.sampling)
+        self._surroundings = {"scheduler": scheduler_record(sampler), **surroundings(self.loaded)}
+        if any(metric.needs_prompts for metric in self.options.metrics):
+            load_clip(self.options.clip_model)  # which may not be there: known before anything is sampled
         path, device = self.options.feature_extractor, self._device()
         self.extractors = {
             name: load_extractor(name, path if name == INCEPTION else None, device) for name in self.options.extractors
@@ -221,8 +240,8 @@ class _Run:
     def _store(self, identity: Mapping[str, Any], options: SamplerOptions) -> SampleStore:
         sampler = {key: value for key, value in asdict(options).items() if key != "batch"}
         device = self._device().split(":")[0]
-        versions = package_versions()
-        return SampleStore(self.root, {**identity, "sampler": sampler, "device": device, "versions": versions})
+        record = {"sampler": sampler, "device": device, "versions": package_versions(), **self._surroundings}
+        return SampleStore(self.root, {**identity, **record})
 
     def _reference(self, extractor: FeatureExtractor) -> FeatureStatistics:
         options = self.options

@@ -71,7 +71,7 @@ class KeptRows:
 
     def add(self, rows: Tensor) -> None:
         """rows: [n, d]."""
-        if not self._rows.numel():
+        if self._rows.dim() == 1:
             self._rows = rows.new_empty(self._limit, rows.shape[1])
         for row in rows:
             number, slot = self._seen, len(self._heap)

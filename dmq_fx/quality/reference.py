@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from dmq_fx.quality.features import FeatureExtractor
 from dmq_fx.quality.image_files import image_files
 from dmq_fx.quality.statistics import (
     KEEP_FEATURES,
-    KEEP_LOGITS,
     FeatureStatistics,
     Progress,
     collect,
@@ -36,7 +36,6 @@ def reference_statistics(
     size: tuple[int, int] | None = None,
     batch: int = 64,
     keep_features: int = KEEP_FEATURES,
-    keep_logits: int = KEEP_LOGITS,
     progress: Progress = lambda what, done, total: None,
 ) -> FeatureStatistics:
     """Statistics of a folder or archive of images under `extractor`, or the stored ones of a `.safetensors` file.
@@ -49,18 +48,24 @@ def reference_statistics(
     if path.suffix == ".safetensors":
         if subset:
             raise DmqError(f"stored statistics have no subset {subset!r}", where=str(path), hint="leave the subset out")
-        return load_statistics(path, extractor)
+        found = load_statistics(path, extractor)
+        if size is not None and extractor.size is None and found.size != size:
+            made = "their own size" if found.size is None else f"{found.size[0]}x{found.size[1]}"
+            message = f"the statistics are of images at {made}, and the model's are of {size[0]}x{size[1]}"
+            raise DmqError(message, where=str(path), hint=f"make them again with --size {size[0]}")
+        return found
     if extractor.size is not None:
         size = (extractor.size, extractor.size)
     batches = image_batches(path, channels=extractor.channels, size=size, subset=subset, batch=batch)
-    return collect(
+    found = collect(
         extractor,
         batches,
         reference_name(path, subset),
         keep_features=keep_features,
-        keep_logits=keep_logits,
+        keep_logits=0,  # an inception score needs no reference
         progress=progress,
     )
+    return replace(found, size=size)
 
 
 def reference_name(reference: str | Path, subset: str | None = None) -> str:

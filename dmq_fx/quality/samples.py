@@ -52,7 +52,7 @@ class SampleStore:
             try:
                 images = load_tensors(path)["images"]
             except (ArtifactError, KeyError):
-                path.unlink()
+                path.unlink(missing_ok=True)
                 return
             if not len(images):
                 return

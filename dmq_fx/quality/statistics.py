@@ -31,9 +31,9 @@ Progress = Callable[[str, int, int], None]
 class FeatureStatistics:
     """Statistics of `count` images under one extractor.
 
-    digest: of the extractor's weights. source: what the images are, without a machine's paths. pooled, spatial:
-    moments of all images. features: [at most 10,000, d], logits: [at most 50,000, k]: those of an even choice of the
-    images, in float32.
+    digest: of the extractor's weights. source: what the images are, without a machine's paths. size: (height, width)
+    that they were brought to before the extractor got them; None for their own. pooled, spatial: moments of all images.
+    features: [at most 10,000, d], logits: [at most 50,000, k]: those of an even choice of the images, in float32.
     """
 
     extractor: str
@@ -43,6 +43,7 @@ class FeatureStatistics:
     spatial: Moments
     features: Tensor
     logits: Tensor
+    size: tuple[int, int] | None = None
 
     @property
     def count(self) -> int:
@@ -134,6 +135,7 @@ def save_statistics(path: str | Path, statistics: FeatureStatistics) -> None:
         "digest": statistics.digest,
         "source": statistics.source,
         "count": statistics.count,
+        "size": None if statistics.size is None else list(statistics.size),
     }
     tensors = {"features": statistics.features, "logits": statistics.logits}
     for name in ("pooled", "spatial"):
@@ -189,7 +191,8 @@ def _parse(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Featur
     if features.dim() != 2 or logits.dim() != 2 or features.shape[1] != len(pooled.mean):
         raise ValueError(f"features {list(features.shape)}, logits {list(logits.shape)}, mean {len(pooled.mean)}")
     texts = {key: str(metadata[key]) for key in ("extractor", "digest", "source")}
-    return FeatureStatistics(**texts, pooled=pooled, spatial=spatial, features=features, logits=logits)
+    size = None if metadata["size"] is None else (int(metadata["size"][0]), int(metadata["size"][1]))
+    return FeatureStatistics(**texts, pooled=pooled, spatial=spatial, features=features, logits=logits, size=size)
 
 
 def _moments(count: int, tensors: Mapping[str, Tensor], name: str) -> Moments:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
 import dmq_fx
 from dmq_fx.artifact.folder import open_artifact
+from dmq_fx.calibration.errors_by_site import Power, finite
 from dmq_fx.calibration.store import CalibrationCache
 
 
@@ -37,11 +40,19 @@ def test_errors_by_site_and_step(coarse: Path) -> None:
     assert all(local > 3 + added for local, added in zip(*last, strict=True))
 
 
+def test_what_is_not_finite_is_none() -> None:
+    power = Power(2)
+    power.add(torch.ones(2, 3), torch.tensor([[1.0, 2, 3], [math.inf] * 3]), torch.tensor([0, 1]))
+    assert power.by_slot == [pytest.approx(-2.218, abs=1e-3), None] and power.sqnr_db is None
+    assert finite(math.nan) is None and finite(math.inf) is None and finite(0.123456789) == 0.123457
+
+
 def test_errors_of_the_prediction_add_up(coarse: Path) -> None:
     """The first call has the same input on both paths; further on, the quantized model's own path is worse."""
     errors = open_artifact(coarse).report["errors"]
     local, own = errors["prediction_mse_same_input"], errors["prediction_mse"]
     assert len(local) == len(own) == 4 and own[0] == pytest.approx(local[0], rel=0.02)
+    assert own[-1] > 1.2 * local[-1]
     found = dmq_fx.evaluate(coarse, samples=4, steps=4, seed=0, batch=4)
     assert found.prediction_mse == pytest.approx(own, rel=0.1)
     assert found.prediction_mse_same_input == pytest.approx(local, rel=0.1)

@@ -12,8 +12,13 @@ from torch import Tensor
 
 import dmq_fx
 from dmq_fx.artifact.folder import load_program, open_artifact
+from dmq_fx.calibration.lockstep import Lockstep, prediction
 from dmq_fx.calibration.store import CalibrationCache, CalibrationSet
+from dmq_fx.calibration.streaming import batches, nearest_slot
+from dmq_fx.compiler import resolve_recipe
+from dmq_fx.errors import RecipeError
 from dmq_fx.models import load_model
+from dmq_fx.program.output_shift import output_shift_rows
 
 RECIPE = """\
 dmq: 1
@@ -82,8 +87,12 @@ def test_it_is_exact_after_learned_scaling_and_shifts(compiled: Any, pipeline_fo
     assert float(after.abs().max()) < 1e-3  # a rounding of the last bit may flip an integer further down
 
 
-def test_tokens_have_their_channels_last(tmp_path: Path, architectures: ModuleType, fast: tuple[str, ...]) -> None:
-    model, inputs = architectures.tiny_model("flux"), architectures.tiny_inputs("flux")
+@pytest.mark.parametrize(("name", "axis"), [("flux", 2), ("cogvideox", 2), ("wan", 1), ("dit", 1)])
+def test_channels_are_where_the_model_has_them(
+    tmp_path: Path, architectures: ModuleType, fast: tuple[str, ...], name: str, axis: int
+) -> None:
+    """Tokens last, video behind its frames or before them; the mean of every channel and step vanishes."""
+    model, inputs = architectures.tiny_model(name), architectures.tiny_inputs(name)
     cache = CalibrationCache(tmp_path / "cache")
     options: dict[str, Any] = {"model": model, "inputs": inputs, "overrides": fast, "cache": cache}
     recipe = tmp_path / "corrected.yaml"
@@ -91,5 +100,20 @@ def test_tokens_have_their_channels_last(tmp_path: Path, architectures: ModuleTy
     dmq_fx.compile(recipe, output=tmp_path / "corrected", **options)
     program, _ = load_program(open_artifact(tmp_path / "corrected"), model)
     assert program.output_shift is not None
-    channels = model(**inputs).sample.shape[-1]
-    assert program.output_shift.shape == (4, channels) and program.output_shift.abs().amax(0).min() > 0
+    calibrated = next(found for key in cache.root.iterdir() if (found := cache.get(key.name)))
+    run, sums = Lockstep(program), torch.zeros(4, model(**inputs).sample.shape[axis])
+    for _done, arguments in batches(program.traced, calibrated, torch.device("cpu")):
+        output, slot = run.forward(arguments), nearest_slot(program, arguments)
+        error = prediction(output.exact) - prediction(output.quantized) - output_shift_rows(program, slot)
+        assert slot is not None
+        sums[slot[0]] += error.movedim(axis, 1).flatten(2).mean((0, 2))
+    assert program.output_shift.shape == sums.shape and program.output_shift.abs().max() > 1e-4
+    assert sums.abs().max() < 1e-5 + 1e-3 * program.output_shift.abs().max()
+
+
+@pytest.mark.parametrize("passes", ["[output_correction: {}, bias_correction: {}]", "[output_correction: {}, pts: {}]"])
+def test_nothing_changes_the_model_behind_it(tmp_path: Path, passes: str) -> None:
+    recipe = tmp_path / "late.yaml"
+    recipe.write_text(RECIPE.format(name="late", passes=passes, per_timestep="true"))
+    with pytest.raises(RecipeError, match="must come before 'output_correction'"):
+        resolve_recipe(recipe)

@@ -101,7 +101,7 @@ def test_lpips_whose_weights_cannot_be_fetched(alexnet: None, monkeypatch: pytes
 
 
 def test_lpips_says_that_torchvision_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dmq_fx.quality.image_scores.find_spec", lambda name: None)
+    monkeypatch.setattr("dmq_fx.quality.libraries.find_spec", lambda name: None)
     with pytest.raises(DmqError, match="LPIPS needs torchvision, which is not installed\n  hint: pip install"):
         lpips([(pictures(1), pictures(1))])
 

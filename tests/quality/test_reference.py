@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -248,3 +249,19 @@ def test_an_extractors_size_goes_before_the_models(tiny: FeatureExtractor, tmp_p
 
     found = reference_statistics(source, tiny, size=(64, 64))
     torch.testing.assert_close(found.features, tiny(torch.cat(list(padded()))).pooled)
+
+
+def test_stored_statistics_are_of_images_of_one_size(tmp_path: Path, make_extractor: Any) -> None:
+    """An extractor of any size would read images of two sizes, and call the distance by one name."""
+    extractor = make_extractor(0)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(3):
+        Image.effect_noise((32, 32), 20 + 30 * index).save(folder / f"{index}.png")
+    statistics = reference_statistics(folder, extractor)
+    assert statistics.size == (32, 32) and statistics.logits.numel() == 0
+    save_statistics(tmp_path / "stored.safetensors", statistics)
+    extractor.size = None
+    assert reference_statistics(tmp_path / "stored.safetensors", extractor, size=(32, 32)).count == 3
+    with pytest.raises(DmqError, match="of images at 32x32, and the model's are of 64x64"):
+        reference_statistics(tmp_path / "stored.safetensors", extractor, size=(64, 64))

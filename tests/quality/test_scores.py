@@ -159,11 +159,9 @@ def test_inception_score_is_the_same_twice_and_leaves_the_global_generator_alone
     assert inception_score(statistics, generator=torch.Generator().manual_seed(5)) != first
 
 
-def test_inception_score_falls_with_noise(mnist: FeatureExtractor, tiny: FeatureExtractor, digits: Tensor) -> None:
-    if mnist.digest == tiny.digest:
-        pytest.skip("an untrained stand-in tells no classes apart")
+def test_inception_score_falls_with_noise(mnist: FeatureExtractor, digits: Tensor) -> None:
     scores = [inception_score(collect(mnist, [noisy(digits[:200], amount)], "worse"))[0] for amount in (0, 0.3, 0.8)]
-    assert scores == sorted(scores, reverse=True)
+    assert scores[0] > 2 and max(scores[1:]) < 1.2  # in noise it sees one class
 
 
 def test_scores_go_by_the_names_of_their_features(reference: FeatureStatistics, static: FeatureStatistics) -> None:

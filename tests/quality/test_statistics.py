@@ -69,6 +69,7 @@ def test_stored_statistics_come_back_to_the_last_bit(
     assert load_metadata(stored) == {
         "format": "dmq-feature-statistics",
         "version": 1,
+        "size": None,
         "extractor": "mnist",
         "digest": tiny.digest,
         "source": "digits",
