@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--seed", type=int, nargs="+", default=[10_000, 20_000], help="first image of each evaluation")
     parser.add_argument("--figure", type=Path, help="errors by timestep")
+    parser.add_argument("--grids", type=Path, help="25 images of full precision and of every recipe, same noise")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     overrides = (f"budget={args.budget}",)
@@ -56,6 +57,8 @@ def main() -> None:
     report(args, made, found)
     if args.figure:
         draw(args, found)
+    if args.grids:
+        draw_grids(args)
 
 
 def evaluate(args: argparse.Namespace, recipe: str) -> list[dict]:
@@ -125,6 +128,22 @@ def draw(args: argparse.Namespace, found: dict[str, list[dict]]) -> None:
     args.figure.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
     figure.savefig(args.figure, dpi=110)
+
+
+def draw_grids(args: argparse.Namespace) -> None:
+    from dmq_fx.evaluation import open_pair, sample
+    from dmq_fx.images import save_grids
+    from dmq_fx.sampling import Sampler, SamplerOptions
+
+    options = SamplerOptions(steps=20, batch=25, seed=args.seed[0])
+    panels = []
+    for name in args.recipes:
+        pair = open_pair(artifact(args, name))
+        if not panels:
+            panels.append(("full precision", next(Sampler(pair.reference, options).run(25))))
+        panels.append((name, sample(pair, 25, options, lambda what, done, total: None)))
+    args.grids.parent.mkdir(parents=True, exist_ok=True)
+    save_grids(args.grids, panels)
 
 
 if __name__ == "__main__":
