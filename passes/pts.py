@@ -42,7 +42,7 @@ class PtsOptions:
     per_timestep: bool = option(
         "votes and shifts of every sampler step; false: one vote over all steps, whose shifts integer kernels can hold "
         "in one set of weights",
-        default=True,
+        default=False,
     )
 
 
