@@ -69,6 +69,23 @@ def artifact(args: argparse.Namespace, recipe: str) -> Path:
     return args.output / recipe.replace("/", "-")
 
 
+def draw_grids(figure: Path, artifacts: dict[str, Path], *, steps: int, seed: int, device: str = "cpu") -> None:
+    """25 images of full precision and of every artifact, from the same noise, side by side under their names."""
+    from dmq_fx.evaluation import open_pair, sample
+    from dmq_fx.images import save_grids
+    from dmq_fx.sampling import Sampler, SamplerOptions
+
+    options = SamplerOptions(steps=steps, batch=25, seed=seed)
+    panels = []
+    for name, folder in artifacts.items():
+        pair = open_pair(folder, device=device)
+        if not panels:
+            panels.append(("full precision", next(Sampler(pair.reference, options).run(25))))
+        panels.append((name, sample(pair, 25, options, lambda what, done, total: None)))
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    save_grids(figure, panels)
+
+
 def report(args: argparse.Namespace, made: dict[str, dict]) -> None:
     """Evaluate the compiled artifacts and print the table."""
     from dmq_fx.evaluation import open_pair

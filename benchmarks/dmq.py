@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from baselines import artifact, compile_recipe
+from baselines import artifact, compile_recipe, draw_grids
 
 RECIPES = {
     8: (
@@ -58,7 +58,7 @@ def main() -> None:
     if args.figure:
         draw(args, found)
     if args.grids:
-        draw_grids(args)
+        draw_grids(args.grids, {name: artifact(args, name) for name in args.recipes}, steps=20, seed=args.seed[0])
 
 
 def evaluate(args: argparse.Namespace, recipe: str) -> list[dict]:
@@ -128,22 +128,6 @@ def draw(args: argparse.Namespace, found: dict[str, list[dict]]) -> None:
     args.figure.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
     figure.savefig(args.figure, dpi=110)
-
-
-def draw_grids(args: argparse.Namespace) -> None:
-    from dmq_fx.evaluation import open_pair, sample
-    from dmq_fx.images import save_grids
-    from dmq_fx.sampling import Sampler, SamplerOptions
-
-    options = SamplerOptions(steps=20, batch=25, seed=args.seed[0])
-    panels = []
-    for name in args.recipes:
-        pair = open_pair(artifact(args, name))
-        if not panels:
-            panels.append(("full precision", next(Sampler(pair.reference, options).run(25))))
-        panels.append((name, sample(pair, 25, options, lambda what, done, total: None)))
-    args.grids.parent.mkdir(parents=True, exist_ok=True)
-    save_grids(args.grids, panels)
 
 
 if __name__ == "__main__":

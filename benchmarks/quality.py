@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from baselines import artifact, compile_recipe
+from baselines import artifact, compile_recipe, draw_grids
 
 SHOWN = ("ptq/w8a8", "ptq/w4a8", "dmq/w4a8", "dmq/w4a6")
 FULL_PRECISION = "full precision"
@@ -51,7 +51,8 @@ def main() -> None:
     rows |= {name: row(args, name, made.get(name, {})) for name in recipes}
     report(args, rows)
     if args.figure:
-        draw(args, [name for name in args.shown if name in recipes and artifact(args, name).exists()])
+        shown = {name: artifact(args, name) for name in args.shown if name in recipes and artifact(args, name).exists()}
+        draw_grids(args.figure, shown, steps=args.steps, seed=args.seed, device=args.device)
 
 
 def library() -> list[str]:
@@ -183,23 +184,6 @@ def report(args: argparse.Namespace, rows: dict[str, dict]) -> None:
             f"| {recipe} | {found['mean_weight_bits']:.2f} | {found['bytes'] / 1e6:.2f} | {found['gbops']:.1f} "
             f"| {found['final_mse']:.2e} | {cells} | {found['seconds']:.0f} |"
         )
-
-
-def draw(args: argparse.Namespace, shown: list[str]) -> None:
-    """The first 25 images of full precision and of some recipes, same noise."""
-    from dmq_fx.evaluation import open_pair, sample
-    from dmq_fx.images import save_grids
-    from dmq_fx.sampling import Sampler, SamplerOptions
-
-    options = SamplerOptions(steps=args.steps, batch=25, seed=args.seed)
-    panels = []
-    for recipe in shown:
-        pair = open_pair(artifact(args, recipe), device=args.device)
-        if not panels:
-            panels.append((FULL_PRECISION, next(Sampler(pair.reference, options).run(25))))
-        panels.append((recipe, sample(pair, 25, options, lambda what, done, total: None)))
-    args.figure.parent.mkdir(parents=True, exist_ok=True)
-    save_grids(args.figure, panels)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ def error_report(
 ) -> tuple[SiteErrors, dict[str, Any]]:
     """Errors of a program whose passes have all run, over one calibration batch.
 
-    Returns the numbers of every site over all steps (`weight_sqnr_db`, `sqnr_db`), and the part `errors` of report.json
+    Returns every site's numbers over all steps (`weight_sqnr_db`, `sqnr_db`), and the part `errors` of report.json:
     `local_sqnr_db` and `accumulated_sqnr_db` of every site by timestep slot; by denoiser call, which may be more, the
     prediction's `prediction_mse_same_input` (both models are given full precision's state) and `prediction_mse` (each
     on its own path, from the same noise). None for what is not finite.
@@ -65,8 +64,7 @@ def _own_path(
     denoiser = (
         QuantizedDenoiser(program.graph_module, program.original, loaded.denoiser, info).eval().to(context.device)
     )
-    options = SamplerOptions.of(calibration)
-    sampler = Sampler(loaded, replace(options, batch=min(options.batch, calibration.samples)), inputs)
+    sampler = Sampler(loaded, SamplerOptions.of(calibration), inputs)
     predictions: list[Tensor] = []
 
     def keep(output: Tensor) -> None:

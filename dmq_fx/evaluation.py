@@ -16,6 +16,7 @@ from dmq_fx.loading import load_opened
 from dmq_fx.metrics import Evaluation, compare
 from dmq_fx.models import LoadedModel, fingerprint, load_model
 from dmq_fx.options import parse_device
+from dmq_fx.quality.image_scores import CLIP_MODEL
 from dmq_fx.quality.measure import QualityOptions, check, measure_quality
 from dmq_fx.quality.metric_names import parse_metrics
 from dmq_fx.runtime import QuantizedDenoiser
@@ -118,40 +119,33 @@ def evaluate(
     of images, of seeds that follow each other. full_precision: score that model too. feature_extractor: file of
     Inception's weights. clip_model: folder or hub id. samples_dir: where images are kept, and continued from.
     """
-    wanted = _quality_options(metrics, samples, repeats, reference, subset, feature_extractor, clip_model)
     options = SamplerOptions(
         steps=steps, batch=batch, seed=seed, scheduler=scheduler, prompts=prompts, guidance_scale=guidance_scale
     )
-    if wanted is not None:
-        wanted = replace(wanted, samples_dir=samples_dir, full_precision=full_precision)
+    wanted = QualityOptions(
+        metrics=parse_metrics(metrics) if metrics else (),
+        samples=samples,
+        repeats=repeats,
+        reference=reference,
+        subset=subset,
+        feature_extractor=feature_extractor,
+        clip_model=CLIP_MODEL if clip_model is None else clip_model,
+        samples_dir=samples_dir,
+        full_precision=full_precision,
+    )
+    if wanted.metrics:
         check(wanted, options)
+    elif any(value is not None for value in (reference, subset, feature_extractor, clip_model)):
+        raise DmqError("a reference is for metrics, and none is asked for", where="--reference", hint="--metrics")
     elif repeats != 1 or full_precision or samples_dir is not None:
         raise DmqError("repeats, full precision's scores and kept images are for metrics", hint="name some: --metrics")
     pair = open_pair(artifact, model=model, backend=backend, device=device, allow_pickle=allow_pickle)
     quality = None
-    if wanted is not None:
+    if wanted.metrics:
         quality = measure_quality(pair.reference, pair.quantized, _identities(pair), options, wanted, progress)
-    compared = samples if wanted is None else min(samples, COMPARED)
+    compared = min(samples, COMPARED) if wanted.metrics else samples
     found = compare(pair.reference, pair.quantized, options, compared, progress, inputs, same_input=True)[0]
     return replace(found, quality=quality)
-
-
-def _quality_options(
-    metrics: str | Iterable[str],
-    samples: int,
-    repeats: int,
-    reference: str | Path | None,
-    subset: str | None,
-    feature_extractor: str | Path | None,
-    clip_model: str | None,
-) -> QualityOptions | None:
-    """What is to be measured; None for no metrics. Raises DmqError for names that are unknown."""
-    if not metrics:
-        if any(value is not None for value in (reference, subset, feature_extractor, clip_model)):
-            raise DmqError("a reference is for metrics, and none is asked for", where="--reference", hint="--metrics")
-        return None
-    found = QualityOptions(parse_metrics(metrics), samples, repeats, reference, subset, feature_extractor)
-    return found if clip_model is None else replace(found, clip_model=clip_model)
 
 
 def _identities(pair: Pair) -> tuple[dict[str, str], dict[str, str]]:

@@ -17,10 +17,7 @@ import copy
 import io
 import json
 import math
-import tarfile
 import time
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,28 +25,9 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from PIL import Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+from dmq_fx.quality.image_files import image_files
+
 LARGEST_PART = "15MB"
-
-
-def image_files(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (path inside the source, encoded image) for every image of an archive or folder."""
-    if source.is_dir():
-        for path in sorted(source.rglob("*")):
-            if path.suffix.lower() in SUFFIXES:
-                yield str(path.relative_to(source)), path.read_bytes()
-    elif zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            for name in sorted(archive.namelist()):
-                if name.lower().endswith(SUFFIXES):
-                    yield name, archive.read(name)
-    else:
-        with tarfile.open(source) as archive:
-            for member in archive:
-                if member.isfile() and member.name.lower().endswith(SUFFIXES):
-                    handle = archive.extractfile(member)
-                    assert handle is not None
-                    yield member.name, handle.read()
 
 
 def load_images(source: Path, subset: str, channels: int, size: int) -> tuple[torch.Tensor, list[str]]:
@@ -59,19 +37,14 @@ def load_images(source: Path, subset: str, channels: int, size: int) -> tuple[to
     """
     images, labels = [], []
     mode = "L" if channels == 1 else "RGB"
-    for name, data in image_files(source):
-        parts = Path(name).parts
-        if subset and subset not in parts:
-            continue
+    for name, data in image_files(source, subset or None):
         image = Image.open(io.BytesIO(data)).convert(mode)
         if max(image.size) > size:
             image = image.resize((size, size), Image.Resampling.LANCZOS)
         canvas = Image.new(mode, (size, size))
         canvas.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
         images.append(np.asarray(canvas).reshape(size, size, channels))
-        labels.append(parts[-2])
-    if not images:
-        raise SystemExit(f"no images of subset {subset!r} in {source}")
+        labels.append(Path(name).parts[-2])
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), labels
 
 

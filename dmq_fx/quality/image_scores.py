@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -94,8 +95,9 @@ class _Embeddings(nn.Module):
         return _tensor(self.model.get_text_features(input_ids=input_ids, attention_mask=mask))
 
 
+@lru_cache(maxsize=1)
 def load_clip(model: str) -> tuple[nn.Module, Any]:
-    """CLIP of a folder or hub id, with its processor; raises ModelError."""
+    """CLIP of a folder or hub id, with its processor, read once for all repeats; raises ModelError."""
     from transformers import CLIPModel, CLIPProcessor
 
     try:

@@ -34,6 +34,8 @@ from dmq_fx.sampling.identity import scheduler_record, surroundings
 Progress = Callable[[str, int, int], None]
 PAIRED = 64
 """Pairs of images that a network is given at once."""
+FEWEST = {"inception_score": 2 * SPLITS, "precision": NEIGHBOURS + 2, "recall": NEIGHBOURS + 2}
+"""Images that a score needs, by kind; others of features need two, which have a covariance."""
 FULL_PRECISION = "full-precision"
 """As a reference: the model's own images in full precision, from noise that no score is taken on."""
 
@@ -153,9 +155,9 @@ def measure_quality(
 def check(options: QualityOptions, sampling: SamplerOptions) -> None:
     """Raise DmqError for what cannot work, before minutes of sampling: what is missing, or too little."""
     for metric in options.metrics:
-        needed = {"inception_score": 2 * SPLITS, "precision": NEIGHBOURS + 2, "recall": NEIGHBOURS + 2}
-        if options.samples < needed.get(metric.kind, 2 if metric.extractor else 1):
-            message = f"{metric.name!r} needs {needed.get(metric.kind, 2)} images or more, not {options.samples}"
+        needed = FEWEST.get(metric.kind, 2 if metric.extractor else 1)
+        if options.samples < needed:
+            message = f"{metric.name!r} needs {needed} images or more, not {options.samples}"
             raise DmqError(message, where="--samples")
         require_library(metric)
         if metric.needs_reference and options.reference is None:
