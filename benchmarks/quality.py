@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def main() -> None:
         "--seed", type=int, default=100_000, help="first image; the recipes' own calibration begins at 0"
     )
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="images by torch.compile: half the time on a CPU")
     parser.add_argument("--output", type=Path, required=True, help="folder of artifacts and images")
     parser.add_argument("--records", type=Path, required=True, help="scores by digest (JSON)")
     parser.add_argument("--figure", type=Path, help="grids side by side, same noise")
@@ -104,7 +106,7 @@ def known_row(args: argparse.Namespace, recipe: str | None) -> dict[str, Any] | 
 
 
 def setting(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("samples", "steps", "seed", "subset", "device", "budget")
+    names = ("samples", "steps", "seed", "subset", "device", "budget", "compile")
     reference = Path(args.reference).name
     return {name: getattr(args, name) for name in names} | {"reference": reference, "metrics": list(metric_names(args))}
 
@@ -130,7 +132,7 @@ def row(args: argparse.Namespace, recipe: str | None, made: dict[str, Any]) -> d
 
 
 def measure(args: argparse.Namespace, recipe: str | None) -> dict[str, Any]:
-    from dmq_fx.evaluation import evaluate
+    from dmq_fx.evaluation import COMPILED, compile_module, evaluate
     from dmq_fx.models import fingerprint, load_model
     from dmq_fx.quality.measure import QualityOptions, measure_quality
     from dmq_fx.quality.metric_names import parse_metrics
@@ -140,6 +142,9 @@ def measure(args: argparse.Namespace, recipe: str | None) -> dict[str, Any]:
     if recipe is None:
         loaded = load_model(args.model, device=args.device)
         identity = {"model": fingerprint(loaded.denoiser), "compute_dtype": "float32"}
+        if args.compile:
+            identity["compiled"] = COMPILED
+            loaded = replace(loaded, denoiser=compile_module(loaded.denoiser))
         sampling = SamplerOptions(steps=args.steps, batch=args.batch, seed=args.seed)
         wanted = QualityOptions(parse_metrics(metric_names(args)), args.samples, repeats=2, **shared)
         quality = measure_quality(loaded, loaded.denoiser, (identity, identity), sampling, wanted, show)
@@ -152,6 +157,7 @@ def measure(args: argparse.Namespace, recipe: str | None) -> dict[str, Any]:
         seed=args.seed,
         batch=args.batch,
         device=args.device,
+        compiled=args.compile,
         progress=show,
         **shared,
     )
