@@ -5,11 +5,15 @@ This is the reference of the integers; every other backend must agree with it to
 
 from __future__ import annotations
 
-import torch
-from torch import fx, nn
+from collections.abc import Callable
 
-from dmq_fx.backend_api import BACKENDS
+import torch
+from torch import nn
+
+from dmq_fx.backend_api import BACKENDS, Kept, LoweringOptions
 from dmq_fx.errors import BackendError
+from dmq_fx.lowering.kernels import Kernel
+from dmq_fx.program import Program
 from dmq_fx.tracing import retarget
 
 
@@ -17,12 +21,25 @@ class FakeQuant:
     """Moves the graph to the device; nothing is rewritten."""
 
     @staticmethod
-    def lower(graph_module: fx.GraphModule, device: torch.device) -> nn.Module:
-        if device.type == "cuda" and not torch.cuda.is_available():
+    def kernels(program: Program) -> dict[str, Kernel]:
+        floating = {True: Kernel(None, "fake quantization"), False: Kernel(None, "full precision")}
+        return {planned.name: floating[planned.quantized] for planned in program.plan.sites}
+
+    @staticmethod
+    def lower(program: Program, options: LoweringOptions) -> nn.Module:
+        if options.device.type == "cuda" and not torch.cuda.is_available():
             raise BackendError("no CUDA device is available", hint="use --device cpu")
-        graph_module.to(device)
-        retarget(graph_module, device)
-        return graph_module
+        if options.dtype is not None:
+            raise BackendError(
+                "fake_quant computes in the type that the artifact was compiled with", hint="leave the type out"
+            )
+        program.graph_module.to(options.device)
+        retarget(program.graph_module, options.device)
+        return program.graph_module
+
+    @staticmethod
+    def kept(options: LoweringOptions, reload: Callable[[], Program]) -> Kept | None:
+        return None
 
 
 BACKENDS.register("fake_quant")(FakeQuant())

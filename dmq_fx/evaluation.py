@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -161,8 +160,7 @@ def _images_from(pair: Pair, compiled: bool) -> tuple[Pair, tuple[dict[str, str]
     exact = {"model": pair.opened.model["fingerprint"], "compute_dtype": pair.opened.model["compute_dtype"]}
     identity = {**exact, "artifact": pair.opened.manifest.digest, "backend": str(pair.quantized.info["backend"])}
     if compiled:
-        quantized = copy.copy(pair.quantized)  # shares the tensors; the error is measured on the model as it stands
-        quantized._modules = {**pair.quantized._modules, "lowered": compile_module(pair.quantized.lowered)}
+        quantized = pair.quantized.behind_same_signature(compile_module(pair.quantized.lowered))
         pair, identity = replace(pair, quantized=quantized), {**identity, "compiled": COMPILED}
     return pair, (exact, identity)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dmq_fx.artifact.folder import Opened, load_program, open_artifact
-from dmq_fx.backend_api import BACKENDS
+from dmq_fx.artifact.folder import Opened, build_skeleton, load_program, open_artifact
+from dmq_fx.backend_api import BACKENDS, LoweringOptions, Progress
 from dmq_fx.errors import BackendError
 from dmq_fx.runtime import QuantizedDenoiser
+from dmq_fx.tracing.call import rebuild_call
 
 
 def load(
@@ -19,14 +20,27 @@ def load(
     backend: str | None = None,
     device: str | torch.device = "cpu",
     model: nn.Module | None = None,
+    compile: bool = True,
+    dtype: torch.dtype | None = None,
+    progress: Progress = lambda what, done, total: None,
 ) -> QuantizedDenoiser:
     """Load the artifact at `path`; the result is called like the original denoiser (`pipe.unet = load("out")`).
 
     backend: lowering target; the recipe's own if left out. model: the original module, needed only if its class
-    is not one of diffusers'. Raises ArtifactError for what is missing, damaged or newer, BackendError for a
-    backend that is unknown or cannot run here.
+    is not one of diffusers'. compile: let a backend make native code, which is kept in the user's cache folder for
+    the next time. dtype: what a backend computes in between integer kernels, if it leaves a choice.
+    progress: called with (what, done, total). Raises ArtifactError for what is missing, damaged or newer, BackendError
+    for a backend that is unknown or cannot run here.
     """
-    return load_opened(open_artifact(path), backend=backend, device=device, model=model)
+    return load_opened(
+        open_artifact(path),
+        backend=backend,
+        device=device,
+        model=model,
+        compile=compile,
+        dtype=dtype,
+        progress=progress,
+    )
 
 
 def load_opened(
@@ -35,18 +49,30 @@ def load_opened(
     backend: str | None = None,
     device: str | torch.device = "cpu",
     model: nn.Module | None = None,
+    compile: bool = True,
+    dtype: torch.dtype | None = None,
+    progress: Progress = lambda what, done, total: None,
 ) -> QuantizedDenoiser:
     """`load` for an artifact that is open already."""
     name = backend or opened.manifest.content["backend"]
     target = BACKENDS.get(name, error=BackendError)
-    program, skeleton = load_program(opened, model)
-    lowered = target.lower(program.graph_module, torch.device(device))
+    options = LoweringOptions(torch.device(device), opened.manifest.digest, compile, dtype, progress)
+    kept = target.kept(options, lambda: load_program(opened, model)[0])
+    if kept is not None:
+        skeleton = build_skeleton(opened) if model is None else model
+        lowered, traced = kept.lowered, rebuild_call(kept.call, skeleton)
+    else:
+        program, skeleton = load_program(opened, model)
+        lowered, traced = target.lower(program, options), program.traced
     info = {
         "path": str(opened.path),
         "digest": opened.manifest.digest,
         "recipe": opened.manifest.content["recipe"],
         "compute_dtype": getattr(torch, opened.model["compute_dtype"]),
         "backend": name,
+        "reload": None
+        if model is not None
+        else {"path": str(opened.path.resolve()), "backend": name, **options.reload},
     }
-    denoiser = QuantizedDenoiser(lowered, program.traced, skeleton, info).eval().requires_grad_(False)
+    denoiser = QuantizedDenoiser(lowered, traced, skeleton, info).eval().requires_grad_(False)
     return denoiser.to(device)

@@ -18,6 +18,19 @@ CHANGES = ("save_", "push_", "load_", "set_", "add_", "delete_", "fuse_", "unfus
 """What methods that write or change a diffusers model begin with."""
 
 
+def _reload(arguments: dict[str, Any], digest: str) -> QuantizedDenoiser:
+    from dmq_fx.loading import load
+
+    found = load(**arguments)
+    if found.info["digest"] != digest:
+        raise BackendError(
+            "the artifact is not the one that was pickled",
+            where=str(arguments["path"]),
+            hint="it was compiled again since; load it anew",
+        )
+    return found
+
+
 @dataclass
 class DenoiserOutput(BaseOutput):
     """What the denoiser predicts. sample: of the shape of the noisy input (or with twice its channels)."""
@@ -60,6 +73,20 @@ class QuantizedDenoiser(nn.Module):
     def dtype(self) -> torch.dtype:
         """Type of the inputs and outputs."""
         return self.info["compute_dtype"]
+
+    def behind_same_signature(self, lowered: nn.Module) -> QuantizedDenoiser:
+        """Another module that takes the graph's inputs, called as this one is."""
+        return QuantizedDenoiser(lowered, self._signature[0], self._skeleton[0], self.info)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, and copied, as the artifact that it came from: loading checks that it is still the same one."""
+        if self.info["reload"] is None:
+            raise BackendError(
+                "a quantized model of a class of your own cannot be pickled",
+                where=str(self.info["path"]),
+                hint="load the artifact again, with model=, where it is needed",
+            )
+        return _reload, (self.info["reload"], self.info["digest"])
 
     def __getattr__(self, name: str) -> Any:
         try:

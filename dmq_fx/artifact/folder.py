@@ -103,10 +103,8 @@ def load_program(opened: Opened, denoiser: torch.nn.Module | None = None) -> tup
     denoiser: the original module, needed where its class is not one of diffusers'. Returns the program and the
     module that was traced (on the meta device if it was built here). Raises ArtifactError.
     """
-    class_name = opened.model["class_name"]
-    dtype = getattr(torch, opened.model["compute_dtype"])
     if denoiser is None:
-        denoiser = build_denoiser(class_name, opened.config, dtype=dtype, where=str(opened.path / CONFIG))
+        denoiser = build_skeleton(opened)
     inputs = rebuild_inputs(opened.manifest.content["inputs"], device_of(denoiser))
     traced = trace(denoiser, inputs, dynamic_size=opened.manifest.content["dynamic_size"])
     if graph_fingerprint(traced.graph_module) != opened.manifest.content["graph"]:
@@ -117,6 +115,12 @@ def load_program(opened: Opened, denoiser: torch.nn.Module | None = None) -> tup
         )
     tensors = load_tensors(opened.path / TENSORS)
     return decode_program(traced, find_sites(traced), opened.sites, tensors, str(opened.path)), denoiser
+
+
+def build_skeleton(opened: Opened) -> torch.nn.Module:
+    """The artifact's model without weights, on the meta device. Raises ModelError if its class is not diffusers'."""
+    dtype = getattr(torch, opened.model["compute_dtype"])
+    return build_denoiser(opened.model["class_name"], opened.config, dtype=dtype, where=str(opened.path / CONFIG))
 
 
 def device_of(module: torch.nn.Module) -> torch.device:

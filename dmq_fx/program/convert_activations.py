@@ -79,6 +79,16 @@ def derived_tensors(program: Program) -> dict[str, Tensor]:
     return found
 
 
+def quantize_factor_name(activation: Activation) -> str:
+    """Where the graph has what multiplies a scale per timestep by channel, [slots or 1, channels]."""
+    return _derived(activation, "quantize_factor")
+
+
+def dequantize_factor_name(activation: Activation) -> str:
+    """As above, of what multiplies it where integers become values again."""
+    return _derived(activation, "dequantize_factor")
+
+
 def _derived(activation: Activation, what: str) -> str:
     return f"{DERIVED}.{activation.index}.{what}"
 

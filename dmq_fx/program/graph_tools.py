@@ -63,6 +63,15 @@ def tensor_names(graph_module: fx.GraphModule) -> list[str]:
     return list(dict.fromkeys(str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr"))
 
 
+def drop_unread_tensors(graph_module: fx.GraphModule) -> None:
+    """Remove parameters and buffers that no node reads."""
+    read = set(tensor_names(graph_module))
+    for owner_name, owner in graph_module.named_modules():
+        for kind in (owner._parameters, owner._buffers):
+            for leaf in [leaf for leaf in kind if (f"{owner_name}.{leaf}" if owner_name else leaf) not in read]:
+                del kind[leaf]
+
+
 def last_placeholder(graph: fx.Graph) -> fx.Node:
     """The node after which every input is known."""
     return [node for node in graph.nodes if node.op == "placeholder"][-1]

@@ -43,7 +43,7 @@ def trace(denoiser: nn.Module, inputs: dict[str, Any] | None = None, *, dynamic_
         inputs=entries,
         constants=constants,
         timestep=timestep,
-        signature=_signature(denoiser),
+        signature=forward_signature(type(denoiser)),
         class_name=type(denoiser).__name__,
         config=config_of(denoiser),
         example=tuple(_at(arguments, entry.keys) for entry in entries),
@@ -100,8 +100,9 @@ def _at(arguments: Any, keys: tuple[Any, ...]) -> Any:
     return arguments
 
 
-def _signature(denoiser: nn.Module) -> inspect.Signature:
-    signature = inspect.signature(type(denoiser).forward)
+def forward_signature(denoiser_class: type[nn.Module]) -> inspect.Signature:
+    """The signature of a class's forward, without `self`."""
+    signature = inspect.signature(denoiser_class.forward)
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 

@@ -1,0 +1,143 @@
+"""int8 on x86 CPUs: oneDNN's convolutions and matrix products on VNNI or AMX, everything between in bfloat16.
+
+Integers are those of fake quantization (`dmq_fx.lowering.parity` measures it site by site); what lies between sites is
+computed in bfloat16 where the CPU multiplies it fast, else in float32.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor, fx, nn
+
+from dmq_fx.backend_api import BACKENDS, Kept, LoweringOptions
+from dmq_fx.errors import BackendError
+from dmq_fx.lowering import Kernel, int8_kernels, require_kernels
+from dmq_fx.lowering.attention import decompose_attention
+from dmq_fx.lowering.bfloat16 import to_bfloat16
+from dmq_fx.lowering.fold import fold_packed_weights
+from dmq_fx.lowering.int8_sites import lower_sites, reached_kernels
+from dmq_fx.lowering.module import LoweredModule, OfTimestep
+from dmq_fx.lowering.native import example_inputs, load_package, package_key, write_package
+from dmq_fx.lowering.onednn import multiplies_exactly
+from dmq_fx.lowering.packages import PackageCache
+from dmq_fx.lowering.time_part import TimePart, split_time_part
+from dmq_fx.program import Program
+from dmq_fx.tracing import retarget
+from dmq_fx.tracing.call import rebuild_call
+
+NAME = "x86_int8"
+
+
+class X86Int8:
+    """int8 kernels where a site's integers fit them; native code that is kept on this machine."""
+
+    @staticmethod
+    def kernels(program: Program) -> dict[str, Kernel]:
+        return int8_kernels(program)
+
+    @staticmethod
+    def lower(program: Program, options: LoweringOptions) -> nn.Module:
+        check_cpu(options.device)
+        dtype = options.dtype or default_dtype()
+        parts = rewrite(program, dtype)
+        steps = [time for time in _calibrated(program) if parts.time is not None]
+        if not options.compile:
+            return LoweredModule(program.traced, fold_packed_weights(parts.body), parts.time)
+        known = {float(step): parts.time(step) for step in steps} if parts.time is not None else {}
+        extra = next(iter(known.values()), ())
+        cache = PackageCache()
+        key = _key(options, dtype)
+        folder = cache.get(key)
+        if folder is None:
+            options.progress("compiling native code for this CPU", 0, 0)
+            folder = cache.put(key, lambda path: write_package(path, parts.body, program.traced, extra, known))
+        code, known, _ = load_package(folder)
+        return LoweredModule(program.traced, code, parts.time, known)
+
+    @staticmethod
+    def kept(options: LoweringOptions, reload: Callable[[], Program]) -> Kept | None:
+        if not options.compile or not options.digest:
+            return None
+        check_cpu(options.device)
+        dtype = options.dtype or default_dtype()
+        folder = PackageCache().get(_key(options, dtype))
+        if folder is None:
+            return None
+        code, known, call = load_package(folder)
+        time = _time_part_of(reload, dtype) if known else None
+        return Kept(LoweredModule(rebuild_call(call, None), code, time, known), call)
+
+
+def _time_part_of(reload: Callable[[], Program], dtype: torch.dtype) -> OfTimestep:
+    """The time part of an artifact, read when a timestep comes that was not calibrated."""
+
+    @cache
+    def part() -> fx.GraphModule:
+        found = rewrite(reload(), dtype).time
+        assert found is not None
+        return found
+
+    return lambda timestep: part()(timestep)
+
+
+def check_cpu(device: torch.device) -> None:
+    """Raise BackendError where int8 kernels are missing or add up wrongly."""
+    if device.type != "cpu":
+        raise BackendError(f"{NAME} runs on the CPU, not on {device.type}", hint="--device cpu, or another --backend")
+    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.cpu._is_vnni_supported():
+        raise BackendError(
+            f"{NAME} needs an x86 CPU with AVX-512 and VNNI; this one has {torch.backends.cpu.get_cpu_capability()}",
+            hint="--backend fake_quant computes the same integers in floating point, more slowly",
+        )
+    if not multiplies_exactly():
+        raise BackendError(
+            "int8 products are rounded on this CPU as it is set up",
+            hint="is ONEDNN_MAX_CPU_ISA set? VNNI is needed for sums that do not saturate",
+        )
+
+
+def default_dtype() -> torch.dtype:
+    """bfloat16 on CPUs that multiply it fast."""
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def rewrite(program: Program, dtype: torch.dtype) -> TimePart:
+    """The program's graph with int8 kernels, split at the timestep; raises BackendError if a site missed its kernel."""
+    retarget(program.graph_module, "cpu")
+    expected = int8_kernels(program)
+    lower_sites(program, expected)
+    parts = split_time_part(program.graph_module, program.traced)
+    graphs = [part.graph for part in (parts.time, parts.body) if part is not None]
+    require_kernels(expected, {site: kernel for graph in graphs for site, kernel in reached_kernels(graph).items()})
+    if dtype == torch.bfloat16:
+        decompose_attention(parts.body)
+        example = example_inputs(program.traced)
+        extra = parts.time(_a_timestep(program, example)) if parts.time is not None else ()
+        to_bfloat16(parts.body, (*example, *extra))
+    return parts
+
+
+def _a_timestep(program: Program, example: tuple[Tensor, ...]) -> Tensor:
+    position = program.timestep_position
+    assert position is not None
+    return example[position][:1]
+
+
+def _calibrated(program: Program) -> list[Tensor]:
+    """The calibrated timesteps as the graph takes them, [1] each."""
+    if program.timestep_position is None:
+        return []
+    dtype = program.traced.inputs[program.timestep_position].dtype
+    return [step.reshape(1).to(dtype) for step in program.timesteps]
+
+
+def _key(options: LoweringOptions, dtype: torch.dtype) -> str:
+    return package_key(options.digest, NAME, dtype=str(dtype))
+
+
+BACKENDS.register(NAME)(X86Int8())

@@ -1,0 +1,134 @@
+"""bfloat16 for everything between integer kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import map_aggregate
+
+from dmq_fx.lowering.onednn import KERNEL_CALLS
+from dmq_fx.program.graph_tools import finish, get_tensor, record, set_buffer
+
+aten = torch.ops.aten
+HALF = torch.bfloat16
+
+_EXACT = frozenset({"integers", "table", "slot", "activation", "weight", "shifted weight"})
+"""Kinds of nodes that make integers out of floats or scales for them: these stay in float32."""
+
+_SAME_TYPE = frozenset(
+    {
+        aten.conv1d.default,
+        aten.conv2d.default,
+        aten.conv3d.default,
+        aten.linear.default,
+        aten.matmul.default,
+        aten.bmm.default,
+        aten.baddbmm.default,
+        aten.addmm.default,
+        aten.cat.default,
+        aten.scaled_dot_product_attention.default,
+    }
+)
+"""Operators whose operands must have one type."""
+
+_NORMS = frozenset({aten.group_norm.default, aten.layer_norm.default, aten.rms_norm.default})
+"""Operators that take float32 weights beside values of another type, and compute in float32 anyway."""
+
+
+def to_bfloat16(graph_module: fx.GraphModule, example: tuple[Tensor, ...]) -> None:
+    """Change a lowered graph, in place, to compute in bfloat16 wherever it makes no integers.
+
+    Inputs and outputs keep their types; norms compute in float32 inside and keep their weights; integer kernels write
+    bfloat16. example: inputs that the types of values are found with (shapes matter, values do not).
+    """
+    graph = graph_module.graph
+    kept = {n: n.meta.get("dmq", {}).get("kind") for n in graph.nodes}
+    parameters = _halve_parameters(graph_module, kept)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        values: dict[fx.Node, Any] = {}
+        inputs = iter(example)
+        for node in list(graph.nodes):
+            if node.op == "placeholder":
+                values[node] = mode.from_tensor(next(inputs))
+            elif node.op == "get_attr":
+                values[node] = mode.from_tensor(parameters.get(node, get_tensor(graph_module, str(node.target))))
+            elif node.op == "output":
+                _restore_outputs(graph, node, values, mode)
+            else:
+                if kept[node] not in _EXACT:
+                    _prepare(graph, node, values)
+                values[node] = _evaluate(node, values)
+    for node, tensor in parameters.items():
+        set_buffer(graph_module, str(node.target), tensor)
+    finish(graph_module)
+
+
+def _halve_parameters(module: fx.GraphModule, kept: dict[fx.Node, Any]) -> dict[fx.Node, Tensor]:
+    """The float32 tensors that only ordinary nodes read, in bfloat16."""
+    readers: dict[str, list[fx.Node]] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            readers.setdefault(str(node.target), []).extend(node.users)
+    halved = {}
+    for node in module.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        tensor = get_tensor(module, str(node.target))
+        users = readers[str(node.target)]
+        exact = any(kept[user] in _EXACT or user.target in (*KERNEL_CALLS, *_NORMS) for user in users)
+        if tensor.dtype == torch.float32 and not exact:
+            halved[node] = tensor.to(HALF)
+    return halved
+
+
+def _prepare(graph: fx.Graph, node: fx.Node, values: dict[fx.Node, Any]) -> None:
+    """Give a node operands of one type, or tell a kernel what to write."""
+    if node.target in KERNEL_CALLS:
+        arguments = list(node.args)
+        arguments[arguments.index(torch.float32)] = HALF
+        node.args = tuple(arguments)
+        return
+    if node.target in _NORMS:
+        sources = node.all_input_nodes[:1]
+    elif node.target in _SAME_TYPE or len(node.all_input_nodes) > 1 or _of_input(node):
+        sources = node.all_input_nodes
+    else:
+        return
+    for source in sources:
+        value = values[source]
+        if isinstance(value, Tensor) and value.dtype == torch.float32:
+            node.replace_input_with(source, _cast(graph, source, HALF, values))
+
+
+def _of_input(node: fx.Node) -> bool:
+    """Whether a node reads an input of the graph, or what the time part gave, directly."""
+    return any(s.op == "placeholder" or s.meta.get("dmq", {}).get("kind") == "time" for s in node.all_input_nodes)
+
+
+def _cast(graph: fx.Graph, source: fx.Node, dtype: torch.dtype, values: dict[fx.Node, Any]) -> fx.Node:
+    """`source` in another type; one cast serves all that ask for it."""
+    for user in source.users:
+        if user.target is aten.to.dtype and user.args[1] == dtype and user in values:
+            return user
+    with graph.inserting_after(source):
+        cast = record(graph.call_function(aten.to.dtype, (source, dtype)), kind="cast")
+    cast.meta |= {key: fact for key, fact in source.meta.items() if key == "val"}
+    values[cast] = values[source].to(dtype)
+    return cast
+
+
+def _evaluate(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    arguments, keywords = (
+        map_aggregate(part, lambda x: values[x] if isinstance(x, fx.Node) else x) for part in (node.args, node.kwargs)
+    )
+    return node.target(*arguments, **keywords)  # type: ignore[operator]
+
+
+def _restore_outputs(graph: fx.Graph, end: fx.Node, values: dict[fx.Node, Any], mode: FakeTensorMode) -> None:
+    for source in end.all_input_nodes:
+        value = values[source]
+        if isinstance(value, Tensor) and value.dtype == HALF:
+            end.replace_input_with(source, _cast(graph, source, torch.float32, values))

@@ -1,0 +1,118 @@
+"""A lowered graph as native code: exported once more, compiled by AOTInductor, loaded from this machine's cache."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from dmq_fx.artifact.manifest import canonical_json
+from dmq_fx.artifact.tensors import load_tensors
+from dmq_fx.errors import BackendError
+from dmq_fx.lowering.packages import PackageCache
+from dmq_fx.tracing import TracedModel
+from dmq_fx.tracing.call import describe_call
+
+CODE, TIMES, CALL = "code.pt2", "timesteps.safetensors", "call.json"
+LARGEST_BATCH = 4096
+SETTINGS = {"freezing": True, "cpp.dynamic_threads": True}
+"""Constants (packed weights) are computed when compiling; the number of threads is that of the process that runs it."""
+
+OfTimestep = dict[float, tuple[Tensor, Tensor]]
+
+
+def example_inputs(traced: TracedModel, batch: int = 2) -> tuple[Tensor, ...]:
+    """Inputs of the traced shapes on the CPU, all zeros, for `batch` samples."""
+    found = []
+    for entry, example in zip(traced.inputs, traced.example, strict=True):
+        shape = [batch, *example.shape[1:]] if entry.batched else list(example.shape)
+        found.append(torch.zeros(shape, dtype=example.dtype))
+    return tuple(found)
+
+
+def write_package(
+    folder: Path, body: fx.GraphModule, traced: TracedModel, extra: tuple[Tensor, ...], known: OfTimestep
+) -> None:
+    """Compile `body` into `folder`, with what its time part gives for some timesteps and how it is called.
+
+    extra: inputs of the body beyond the graph's own. Raises BackendError if it cannot be compiled.
+    """
+    try:
+        with quiet_compiler(), torch.no_grad():
+            exported = torch.export.export(
+                body, (*example_inputs(traced), *extra), dynamic_shapes=_dynamic(traced, len(extra)), strict=False
+            )
+            torch._inductor.aoti_compile_and_package(
+                exported, package_path=str(folder / CODE), inductor_configs=SETTINGS
+            )
+    except Exception as error:  # whatever export, Inductor or the C++ compiler raises
+        raise BackendError(
+            f"the lowered graph cannot be compiled: {type(error).__name__}: {str(error)[:500]}",
+            hint="a C++ compiler is needed; without one: --no-compile",
+        ) from error
+    _save_known(folder / TIMES, known)
+    (folder / CALL).write_text(canonical_json(describe_call(traced)) + "\n")
+
+
+def load_package(folder: Path) -> tuple[Callable[..., Any], OfTimestep, dict[str, Any]]:
+    """The compiled body, its known timesteps, and the description of its calls; `folder` comes from a PackageCache."""
+    with quiet_compiler():
+        code = torch._inductor.aoti_load_package(str(folder / CODE))
+    tensors = load_tensors(folder / TIMES)
+    rows = zip(tensors["timesteps"].tolist(), tensors["floats"], tensors["integers"], strict=True)
+    known = {float(timestep): (floats, integers) for timestep, floats, integers in rows}
+    return code, known, json.loads((folder / CALL).read_text("utf-8"))
+
+
+def package_key(digest: str, backend: str, **options: Any) -> str:
+    """The key of an artifact's code by a backend on this machine."""
+    from dmq_fx.lowering.packages import machine
+
+    return PackageCache.key_of(artifact=digest, backend=backend, machine=machine(), **options)
+
+
+def _dynamic(traced: TracedModel, extra: int) -> tuple[Any, ...]:
+    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+
+    def of(entry: Any) -> dict[int, Any] | None:
+        dims: dict[int, Any] = {0: batch} if entry.batched else {}
+        dims |= {i: torch.export.Dim.AUTO for i, size in enumerate(entry.dims) if size is None and i not in dims}
+        return dims or None
+
+    return (*(of(entry) for entry in traced.inputs), *([None] * extra))
+
+
+def _save_known(path: Path, known: OfTimestep) -> None:
+    from safetensors.torch import save_file
+
+    floats = [floats for floats, _ in known.values()] or [torch.empty(0)]
+    integers = [integers for _, integers in known.values()] or [torch.empty(0, dtype=torch.int64)]
+    tensors = {
+        "timesteps": torch.tensor(list(known), dtype=torch.float64),
+        "floats": torch.stack(floats) if known else torch.empty(0, 0),
+        "integers": torch.stack(integers) if known else torch.empty(0, 0, dtype=torch.int64),
+    }
+    save_file(tensors, path)
+
+
+@contextlib.contextmanager
+def quiet_compiler() -> Iterator[None]:
+    """Keeps the remarks of export and Inductor from the user's terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch._inductor", "torch.export", "torch._export", "torch.fx")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

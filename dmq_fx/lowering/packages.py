@@ -1,0 +1,99 @@
+"""Native code that was made on this machine, kept in the user's cache folder.
+
+A package is code that will be run: nothing is ever loaded from an artifact, only what this program has written into the
+cache itself, and only if its hash is the one noted beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+
+from dmq_fx.artifact.container import hash_file
+from dmq_fx.artifact.manifest import canonical_json
+from dmq_fx.environment import package_versions
+from dmq_fx.errors import DmqError
+
+FORMAT = 1
+NOTE = "package.json"
+
+
+def machine() -> dict[str, Any]:
+    """What compiled code depends on beside its source: the CPU's abilities, versions, the compiler's limits."""
+    abilities = sorted(
+        name.removeprefix("_is_").removesuffix("_supported")
+        for name in dir(torch.cpu)
+        if name.startswith("_is_") and name.endswith("_supported") and getattr(torch.cpu, name)()
+    )
+    limits = {name: os.environ.get(name, "") for name in ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")}
+    return {
+        "abilities": abilities,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "limits": limits,
+        "versions": package_versions(),
+    }
+
+
+class PackageCache:
+    """Folders of files by key under `root` (default: the user's cache folder)."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = platformdirs.user_cache_path("dmq", appauthor=False) / "packages" if root is None else Path(root)
+
+    @staticmethod
+    def key_of(**parts: Any) -> str:
+        """SHA-256 of all that a package depends on (plain JSON)."""
+        return hashlib.sha256(canonical_json({"format": FORMAT, "parts": parts}).encode("ascii")).hexdigest()
+
+    def get(self, key: str) -> Path | None:
+        """The folder of this key if it is there, whole, and nobody else's; a damaged one is removed with a warning."""
+        folder = self.root / key
+        if not folder.is_dir():
+            return None
+        problem = _problem(folder)
+        if problem is None:
+            os.utime(folder)
+            return folder
+        shutil.rmtree(folder, ignore_errors=True)
+        warnings.warn(f"compiled again: {problem} ({folder})", stacklevel=2)
+        return None
+
+    def put(self, key: str, write: Callable[[Path], None]) -> Path:
+        """Have `write` fill a folder, note the hashes of its files, and put it in place; one that is there stays."""
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.root))
+        try:
+            write(partial)
+            hashes = {path.name: hash_file(path).sha256 for path in sorted(partial.iterdir())}
+            (partial / NOTE).write_text(canonical_json({"files": hashes}) + "\n")
+            if not (self.root / key).exists():
+                partial.rename(self.root / key)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return self.root / key
+
+
+def _problem(folder: Path) -> str | None:
+    """Why the files in a folder should not be loaded; None if they may be."""
+    info = folder.stat()
+    if hasattr(os, "getuid") and (info.st_uid != os.getuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+        return "others can write to the compiled code"
+    try:
+        hashes = json.loads((folder / NOTE).read_text("utf-8"))["files"]
+        names = {path.name for path in folder.iterdir()} - {NOTE}
+        if names != set(hashes) or any(hash_file(folder / name).sha256 != digest for name, digest in hashes.items()):
+            return "the compiled code is damaged"
+    except (DmqError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "the compiled code is damaged"
+    return None

@@ -1,0 +1,55 @@
+"""How calls map to a graph's inputs, as JSON: what a compiled graph needs in place of a trace."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from dmq_fx.tracing.trace import forward_signature
+from dmq_fx.tracing.traced import TracedInput, TracedModel
+
+
+def describe_call(traced: TracedModel) -> dict[str, Any]:
+    """Everything that `bind_inputs` uses, but for the class's own signature."""
+    return {
+        "inputs": [
+            {**vars(entry), "keys": list(entry.keys), "dims": list(entry.dims), "dtype": str(entry.dtype)[6:]}
+            for entry in traced.inputs
+        ],
+        "constants": dict(traced.constants),
+        "timestep": traced.timestep,
+        "class_name": traced.class_name,
+        "dynamic_size": traced.dynamic_size,
+        "size_multiple": traced.size_multiple,
+    }
+
+
+def rebuild_call(description: Mapping[str, Any], denoiser: nn.Module | None) -> TracedModel:
+    """A traced model without a graph and without examples, with the signature of `denoiser`'s class if it is given."""
+    entries = tuple(
+        TracedInput(
+            **{
+                **entry,
+                "keys": tuple(entry["keys"]),
+                "dims": tuple(entry["dims"]),
+                "dtype": getattr(torch, entry["dtype"]),
+            }
+        )
+        for entry in description["inputs"]
+    )
+    return TracedModel(
+        graph_module=fx.GraphModule(nn.Module(), fx.Graph()),
+        inputs=entries,
+        constants=dict(description["constants"]),
+        timestep=description["timestep"],
+        signature=inspect.Signature() if denoiser is None else forward_signature(type(denoiser)),
+        class_name=description["class_name"],
+        config={},
+        example=(),
+        dynamic_size=description["dynamic_size"],
+        size_multiple=description["size_multiple"],
+    )
