@@ -5,10 +5,10 @@ This is the reference of the integers; every other backend must agree with it to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dmq_fx.backend_api import BACKENDS, Kept, LoweringOptions
 from dmq_fx.errors import BackendError
@@ -40,6 +40,11 @@ class FakeQuant:
     @staticmethod
     def kept(options: LoweringOptions, reload: Callable[[], Program]) -> Kept | None:
         return None
+
+    @staticmethod
+    def site_errors(fake: Program, program: Program, inputs: Sequence[Tensor]) -> dict[str, float]:
+        """No site has a kernel of its own."""
+        return {}
 
 
 BACKENDS.register("fake_quant")(FakeQuant())

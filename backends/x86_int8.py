@@ -7,7 +7,7 @@ computed in bfloat16 where the CPU multiplies it fast, else in float32.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -24,6 +24,7 @@ from dmq_fx.lowering.module import LoweredModule, OfTimestep
 from dmq_fx.lowering.native import example_inputs, load_package, package_key, write_package
 from dmq_fx.lowering.onednn import multiplies_exactly
 from dmq_fx.lowering.packages import PackageCache
+from dmq_fx.lowering.parity import site_errors
 from dmq_fx.lowering.time_part import TimePart, split_time_part
 from dmq_fx.program import Program
 from dmq_fx.tracing import retarget
@@ -70,6 +71,13 @@ class X86Int8:
         code, known, call = load_package(folder)
         time = _time_part_of(reload, dtype) if known else None
         return Kept(LoweredModule(rebuild_call(call, None), code, time, known), call)
+
+    @staticmethod
+    def site_errors(fake: Program, program: Program, inputs: Sequence[Tensor]) -> dict[str, float]:
+        for each in (fake, program):
+            retarget(each.graph_module, "cpu")
+        lower_sites(program, int8_kernels(program))
+        return site_errors(fake, program, inputs)
 
 
 def _time_part_of(reload: Callable[[], Program], dtype: torch.dtype) -> OfTimestep:

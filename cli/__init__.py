@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from dmq_fx.cli.bench import bench_command
 from dmq_fx.cli.compile import compile_command
 from dmq_fx.cli.evaluate import evaluate_command
 from dmq_fx.cli.inspect import inspect_command
@@ -28,6 +29,7 @@ for name, command in (
     ("inspect", inspect_command),
     ("sample", sample_command),
     ("eval", evaluate_command),
+    ("bench", bench_command),
     ("reference", reference_command),
 ):
     app.command(name)(guarded(command))

@@ -40,6 +40,9 @@ def compile_command(
         bool, typer.Option("--resume", help="Go on where an interrupted compile to the same folder stopped.")
     ] = False,
     allow_pickle: PickleOption = False,
+    verify_backend: Annotated[
+        str | None, typer.Option("--verify-backend", help="Compare a backend with fake quantization, sites and images.")
+    ] = None,
     dynamic_size: Annotated[
         bool, typer.Option("--dynamic-size", help="The result takes any height and width (UNets).")
     ] = False,
@@ -68,6 +71,7 @@ def compile_command(
                 force=force,
                 resume=resume,
                 allow_pickle=allow_pickle,
+                verify_backend=verify_backend,
                 dynamic_size=dynamic_size,
                 progress=show,
             )
@@ -92,6 +96,12 @@ def compile_command(
             if not report["sites"]:
                 console.print(f"note: {report['pass']} found nothing to do in this model; report.json says why")
         console.print(f"digest {result.digest}")
+        if result.parity:
+            found = result.parity
+            console.print(
+                f"{found.backend}: {found.sites} sites agree with fake quantization to {found.site_error:.1e}; "
+                f"MSE of predictions {found.backend_mse:.3e}, there {found.fake_mse:.3e} ({found.difference:.1%} apart)"
+            )
     failed = tuple(gate for gate in result.gates if not gate.passed)
     if failed:
         raise GateError(

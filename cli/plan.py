@@ -15,22 +15,28 @@ def plan_command(
     recipe: Annotated[str, typer.Argument(help="A recipe file or a library name such as ptq/w8a8.")],
     model: ModelOption = DEFAULT_MODEL,
     set_: SetOption = None,
+    backend: Annotated[
+        str | None, typer.Option("--backend", help="Also the kernel that each site will get, or why none.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Show what a recipe makes of a model, without computing anything; needs no weights.
 
     Example: [bold]dmq plan ptq/w4a8 --model builtin:ddpm-mnist[/]
     """
-    from dmq_fx.compiler import plan
-    from dmq_fx.inspection import site_rows, site_table
+    from dmq_fx.backend_plan import plan_backend
+    from dmq_fx.compiler import plan, resolve_recipe
+    from dmq_fx.inspection import kernel_lines, site_rows, site_table
 
-    made = plan(recipe, model=model, overrides=set_ or ())
+    lowered = plan_backend(resolve_recipe(recipe, set_ or ()), model, backend) if backend else None
+    made = lowered.plan if lowered else plan(recipe, model=model, overrides=set_ or ())
     if json:
-        print_json(made.to_json())
+        print_json((lowered or made).to_json())
         return
     totals = made.totals
     console = output_console()
-    console.print(site_table(f"{recipe} on {model}", site_rows(made, {})))
+    facts = {name: lowered.facts(name) for name in made.by_name} if lowered else {}
+    console.print(site_table(f"{recipe} on {model}", site_rows(made, facts)))
     console.print(
         f"\n{totals.quantized_sites} of {totals.sites} sites quantized, "
         f"{totals.quantized_parameters / 1e6:.2f} of {totals.parameters / 1e6:.2f} M parameters, "
@@ -41,6 +47,9 @@ def plan_command(
         f"{totals.macs / 1e9:.3f} GMACs and {totals.bops / 1e9:.1f} GBOPs a sample "
         f"({totals.bops / totals.full_precision_bops:.1%} of full precision)"
     )
+    if lowered:
+        for line in kernel_lines(lowered.backend, lowered.kernels):
+            console.print(line)
     for note in dict.fromkeys(note for planned in made.sites for note in planned.notes):
         count = sum(note in planned.notes for planned in made.sites)
         console.print(f"note: {note} ({count} sites)")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dmq_fx.registry import Registry
 
@@ -68,6 +68,14 @@ class Backend(Protocol):
         """What is ready to run without reading the artifact's graph; None if nothing is.
 
         reload: reads the artifact, for what turns out to be missing later.
+        """
+        ...
+
+    def site_errors(self, fake: Program, program: Program, inputs: Sequence[Tensor]) -> dict[str, float]:
+        """The error of every site that has a kernel, for the input that it has in fake quantization.
+
+        Relative to the largest value of the site's output. Both programs are those of one artifact, and are used up;
+        inputs: flat, of one call whose samples share a timestep.
         """
         ...
 

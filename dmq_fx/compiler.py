@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,20 @@ import torch
 from torch import nn
 
 from dmq_fx.artifact.container import check_target
-from dmq_fx.artifact.folder import open_artifact, save_program
+from dmq_fx.artifact.folder import save_program
 from dmq_fx.backend_api import BACKENDS
+from dmq_fx.backend_parity import BackendParity
+from dmq_fx.backend_plan import verified_backend
 from dmq_fx.calibration.capture import calibration_set
 from dmq_fx.calibration.store import CalibrationCache, CalibrationSet
 from dmq_fx.checkpoint import Checkpoint
 from dmq_fx.environment import package_versions
 from dmq_fx.error_report import error_report
 from dmq_fx.errors import ModelError, RecipeError
-from dmq_fx.gates import GATE_SAMPLES, MEASURED_BY_SAMPLING, GateResult, check_gates
+from dmq_fx.gate_measurement import measure_gates
+from dmq_fx.gates import GateResult
 from dmq_fx.inspection import site_rows, site_table_html
-from dmq_fx.loading import load_opened
-from dmq_fx.metrics import Evaluation, compare
+from dmq_fx.metrics import Evaluation
 from dmq_fx.models import LoadedModel, fingerprint, load_denoiser_on_meta, load_model
 from dmq_fx.options import parse_device, parse_dtype
 from dmq_fx.pass_api import PASSES
@@ -32,7 +34,6 @@ from dmq_fx.planning import Plan, make_plan
 from dmq_fx.program import PassContext, Program
 from dmq_fx.recipe import ResolvedRecipe, lock_document, lock_text, resolve
 from dmq_fx.roles import find_sites
-from dmq_fx.sampling import SamplerOptions
 from dmq_fx.tracing import TracedModel, graph_fingerprint, trace
 
 DEFAULT_MODEL = "builtin:ddpm-mnist"
@@ -57,6 +58,7 @@ class CompileResult:
     gates: tuple[GateResult, ...]
     evaluation: Evaluation | None
     passes: tuple[dict[str, Any], ...] = ()
+    parity: BackendParity | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The object that `dmq compile --json` prints."""
@@ -71,6 +73,7 @@ class CompileResult:
             "bytes": self.bytes,
             "gates": [gate.to_json() for gate in self.gates],
             "passes": [{"name": report["pass"], "sites": report["sites"]} for report in self.passes],
+            "backend_parity": self.parity.to_json() if self.parity else None,
         }
 
 
@@ -111,6 +114,7 @@ def compile(
     force: bool = False,
     resume: bool = False,
     allow_pickle: bool = False,
+    verify_backend: str | None = None,
     inputs: dict[str, Any] | None = None,
     dynamic_size: bool = False,
     cache: CalibrationCache | None = None,
@@ -121,6 +125,8 @@ def compile(
     recipe: a file or a library name. model: a `--model` string, a module or a pipeline. overrides: `key.path=value`.
     dtype, device: of the loaded model (float32, the CPU); an object that is passed keeps its own.
     force: replace an artifact that is there.
+    verify_backend: also compare this backend with fake quantization; the gate `backend_parity` does it with the
+    recipe's own.
     resume: learned passes go on from the checkpoint that an interrupted compile to `output` left, if it left one.
     Without it such a checkpoint is discarded.
     inputs: keyword arguments of the denoiser's forward to trace it with, for a class that is not known, or for other
@@ -132,6 +138,7 @@ def compile(
     started = time.perf_counter()
     target = check_target(Path(output), overwrite=force)
     resolved = resolve_recipe(recipe, overrides, seed)
+    verified_backend(resolved.recipe, verify_backend)
     progress("loading the model", 0, 0)
     place = parse_device(device)
     loaded = load_model(model, dtype=parse_dtype(dtype or "float32"), device=place, allow_pickle=allow_pickle)
@@ -175,9 +182,28 @@ def compile(
     )
     checkpoint.remove()
     size = sum(record.size for record in manifest.files)
-    gates, evaluation = _gates(target, loaded, resolved, made, size, place, progress, inputs)
+    measured = measure_gates(
+        target,
+        loaded,
+        resolved.recipe,
+        made,
+        device=place,
+        verify_backend=verify_backend,
+        inputs=inputs,
+        progress=progress,
+    )
     seconds = time.perf_counter() - started
-    return CompileResult(target, manifest.digest, seconds, made, size, gates, evaluation, tuple(pass_reports))
+    return CompileResult(
+        target,
+        manifest.digest,
+        seconds,
+        made,
+        size,
+        measured.gates,
+        measured.evaluation,
+        tuple(pass_reports),
+        measured.parity,
+    )
 
 
 def _place_and_type(loaded: LoadedModel, dtype: str | None) -> tuple[torch.device, str]:
@@ -227,37 +253,3 @@ def _content(loaded: LoadedModel, resolved: ResolvedRecipe, identity: str, dtype
         "backend": resolved.recipe.backend,
         "environment": package_versions(),
     }
-
-
-def _gates(
-    target: Path,
-    loaded: LoadedModel,
-    resolved: ResolvedRecipe,
-    made: Plan,
-    size: int,
-    device: torch.device,
-    progress: Progress,
-    inputs: dict[str, Any] | None,
-) -> tuple[tuple[GateResult, ...], Evaluation | None]:
-    expect = resolved.recipe.expect
-    if not expect:
-        return (), None
-    opened = open_artifact(target)
-    tensors = opened.manifest.record("model.safetensors")
-    measured: dict[str, float] = {
-        "weight_megabytes": (tensors.size if tensors else 0) / 1e6,
-        "megabytes": size / 1e6,
-        "mean_weight_bits": made.totals.mean_weight_bits,
-        "bops": float(made.totals.bops),
-    }
-    evaluation = None
-    if MEASURED_BY_SAMPLING & set(expect):
-        quantized = load_opened(opened, device=device)
-        calibration = resolved.recipe.calibration
-        unseen = calibration.seed + calibration.samples  # not the noise that the ranges were found on
-        options = replace(SamplerOptions.of(calibration), seed=unseen)
-        evaluation, _, _ = compare(loaded, quantized, options, GATE_SAMPLES, progress, inputs)
-        measured["trajectory_mse"] = sum(evaluation.trajectory_mse) / len(evaluation.trajectory_mse)
-        measured["final_mse"] = evaluation.final_mse
-        measured["final_psnr"] = float("inf") if evaluation.final_psnr is None else evaluation.final_psnr
-    return check_gates(expect, measured), evaluation

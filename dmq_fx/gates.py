@@ -12,6 +12,9 @@ from dmq_fx.recipe.language import Gate
 MEASURED_BY_SAMPLING = frozenset({"trajectory_mse", "final_mse", "final_psnr"})
 """Gates that need images to be sampled; the rest is known from the plan and the files."""
 
+BACKEND_PARITY = "backend_parity"
+"""The gate that compares the error of the recipe's backend with that of fake quantization."""
+
 GATE_SAMPLES = 16
 """Images that a gate's measurement takes."""
 

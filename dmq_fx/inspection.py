@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dmq_fx.lowering.kernels import Kernel
 from dmq_fx.planning import Plan
 
 FULL_PRECISION: dict[str, Any] = {"weight": None, "activation": None}
@@ -48,6 +50,7 @@ def site_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     passes = any(row.get("passes") for row in rows)
     measured = any("sqnr_db" in row for row in rows)
+    lowered = any("kernel" in row for row in rows)
     table.add_column("site", overflow="fold", ratio=3)
     for name in ("op", "roles", "shape", "scheme"):
         table.add_column(name, overflow="fold", ratio=1 if name == "roles" else None)
@@ -58,6 +61,8 @@ def site_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("kB", justify="right", min_width=6)
     if measured:
         table.add_column("SQNR", justify="right", min_width=4)
+    if lowered:
+        table.add_column("kernel", overflow="fold")
     for row in rows:
         cells = [row["name"], row["op"], " ".join(row["roles"]), "×".join(str(size) for size in row["shape"])]
         cells += [row["scheme"], _bits(row.get("weight")), _bits(row.get("activation"))]
@@ -66,8 +71,16 @@ def site_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         cells.append("" if row.get("bytes") is None else f"{row['bytes'] / 1000:.1f}")
         if measured:
             cells.append("" if row.get("sqnr_db") is None else f"{row['sqnr_db']:.1f}")
+        if lowered:
+            cells.append(row.get("kernel") or "-")
         table.add_row(*cells)
     return table
+
+
+def kernel_lines(backend: str, kernels: Mapping[str, Kernel]) -> list[str]:
+    """How many sites get which kernel, and for what reasons others get none."""
+    counts = Counter(str(kernel) for kernel in kernels.values())
+    return [f"{backend}: {count} sites {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1])]
 
 
 def _bits(spec: Mapping[str, Any] | None) -> str:

@@ -28,6 +28,8 @@ class GraphPass(Protocol):
     there; "assigned" is what passes ensure that choose integers for weights, "bias_corrected" and "output_corrected"
     what those ensure that correct what all others have left. `before`, which may be left out, names
     states that must not have been reached: a pass that changes what ranges are found on comes before "observed".
+    `foresee(program, options)`, which may be left out too, does to sites and activations of a program without weights
+    what the pass will have done to them when a backend sees it: for `dmq plan --backend`.
     """
 
     Options: type

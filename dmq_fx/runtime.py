@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,10 +55,13 @@ class QuantizedDenoiser(nn.Module):
 
     def forward(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> DenoiserOutput | tuple[Tensor, ...]:
         """Called like the original denoiser; raises TraceError for an input that was not traced."""
-        flat = bind_inputs(self._signature[0], args, kwargs)
-        output = self.lowered(*flat)
+        output = self.lowered(*self.bind(args, kwargs))
         sample = output[0] if isinstance(output, (tuple, list)) else output
         return DenoiserOutput(sample=sample) if return_dict else (sample,)
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """The graph's inputs for a call."""
+        return bind_inputs(self._signature[0], args, kwargs)
 
     @property
     def config(self) -> Any:

@@ -71,6 +71,20 @@ class Pts:
             tuple(site for a in scaled for site in a.sites), _report(program, scaled, options) | {"left": left}
         )
 
+    @staticmethod
+    def foresee(program: Program, options: PtsOptions) -> None:
+        """Shifts as large as the votes may make them."""
+        wanted = {
+            p.name for p in program.plan.for_pass("pts") if options.sites == "all" or options.sites in p.site.roles
+        }
+        for activation in _eligible(program, wanted)[0]:
+            axis = channel_axis(program, activation)
+            assert axis is not None
+            channels = program.nodes[activation.producer].meta["val"].shape[axis]
+            by_slot = options.per_timestep and activation.spec.per_timestep
+            shape = (len(program.timesteps) if by_slot else 1, channels)
+            program.shifts[activation.index] = torch.full(shape, options.max_shift, dtype=torch.int64)
+
 
 def _eligible(program: Program, wanted: set[str]) -> tuple[list[Activation], dict[str, str]]:
     """The activations to shift, and why sites that were asked for are left."""

@@ -37,6 +37,11 @@ class Split:
 
     @staticmethod
     def run(program: Program, options: SplitOptions, context: PassContext) -> PassResult:
+        return Split.foresee(program, options)
+
+    @staticmethod
+    def foresee(program: Program, options: SplitOptions) -> PassResult:
+        """The whole pass: it needs no numbers."""
         sites = tuple(planned.site for planned in program.plan.sites)
         wanted = [p for p in program.plan.for_pass("split") if options.sites in p.site.roles]
         reasons = {p.name: why_not_split(p.site, sites, program.traced) for p in wanted}

@@ -9,11 +9,13 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_aggregate
 
-from dmq_fx.lowering.onednn import KERNEL_CALLS
+from dmq_fx.lowering.onednn import KERNEL_CALLS, PREPACK
 from dmq_fx.program.graph_tools import finish, get_tensor, record, set_buffer
 
 aten = torch.ops.aten
 HALF = torch.bfloat16
+FLOAT = "float32"
+"""Said of nodes that stay in float32."""
 
 _EXACT = frozenset({"integers", "table", "slot", "activation", "weight", "shifted weight"})
 """Kinds of nodes that make integers out of floats or scales for them: these stay in float32."""
@@ -39,13 +41,15 @@ _NORMS = frozenset({aten.group_norm.default, aten.layer_norm.default, aten.rms_n
 
 
 def to_bfloat16(graph_module: fx.GraphModule, example: tuple[Tensor, ...]) -> None:
-    """Change a lowered graph, in place, to compute in bfloat16 wherever it makes no integers.
+    """Change a lowered graph, in place, to compute in bfloat16 between its integer kernels.
 
-    Inputs and outputs keep their types; norms compute in float32 inside and keep their weights; integer kernels write
-    bfloat16. example: inputs that the types of values are found with (shapes matter, values do not).
+    Inputs and outputs keep their types, and so does what is computed before the first kernel and after the last: an
+    error there reaches everything, and it is little work. Norms compute in float32 inside and keep their weights;
+    kernels write bfloat16. example: inputs that the types of values are found with (shapes matter, values do not).
     """
     graph = graph_module.graph
     kept = {n: n.meta.get("dmq", {}).get("kind") for n in graph.nodes}
+    kept |= dict.fromkeys(_ends(graph), FLOAT)
     parameters = _halve_parameters(graph_module, kept)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         values: dict[fx.Node, Any] = {}
@@ -58,12 +62,24 @@ def to_bfloat16(graph_module: fx.GraphModule, example: tuple[Tensor, ...]) -> No
             elif node.op == "output":
                 _restore_outputs(graph, node, values, mode)
             else:
-                if kept[node] not in _EXACT:
+                if kept[node] == FLOAT:
+                    _cast_inputs(graph, node, node.all_input_nodes, torch.float32, values)
+                elif kept[node] not in _EXACT:
                     _prepare(graph, node, values)
                 values[node] = _evaluate(node, values)
     for node, tensor in parameters.items():
         set_buffer(graph_module, str(node.target), tensor)
     finish(graph_module)
+
+
+def _ends(graph: fx.Graph) -> list[fx.Node]:
+    """What is computed before the first kernel, and after the last one."""
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    places = [place for place, node in enumerate(calls) if node.target in KERNEL_CALLS]
+    if not places:
+        return []
+    outer = [*calls[: places[0]], *calls[places[-1] + 1 :]]
+    return [n for n in outer if n.meta.get("dmq", {}).get("kind") not in (*_EXACT, "time") and n.target not in PREPACK]
 
 
 def _halve_parameters(module: fx.GraphModule, kept: dict[fx.Node, Any]) -> dict[fx.Node, Tensor]:
@@ -78,7 +94,7 @@ def _halve_parameters(module: fx.GraphModule, kept: dict[fx.Node, Any]) -> dict[
             continue
         tensor = get_tensor(module, str(node.target))
         users = readers[str(node.target)]
-        exact = any(kept[user] in _EXACT or user.target in (*KERNEL_CALLS, *_NORMS) for user in users)
+        exact = any(kept[user] in (*_EXACT, FLOAT) or user.target in (*KERNEL_CALLS, *_NORMS) for user in users)
         if tensor.dtype == torch.float32 and not exact:
             halved[node] = tensor.to(HALF)
     return halved
@@ -97,10 +113,17 @@ def _prepare(graph: fx.Graph, node: fx.Node, values: dict[fx.Node, Any]) -> None
         sources = node.all_input_nodes
     else:
         return
+    _cast_inputs(graph, node, sources, HALF, values)
+
+
+def _cast_inputs(
+    graph: fx.Graph, node: fx.Node, sources: list[fx.Node], dtype: torch.dtype, values: dict[fx.Node, Any]
+) -> None:
+    """Have a node read float32 and bfloat16 operands in one of the two types."""
     for source in sources:
         value = values[source]
-        if isinstance(value, Tensor) and value.dtype == torch.float32:
-            node.replace_input_with(source, _cast(graph, source, HALF, values))
+        if isinstance(value, Tensor) and value.dtype in (torch.float32, HALF) and value.dtype != dtype:
+            node.replace_input_with(source, _cast(graph, source, dtype, values))
 
 
 def _of_input(node: fx.Node) -> bool:

@@ -14,6 +14,8 @@ import stat
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,20 @@ def machine() -> dict[str, Any]:
         "capability": torch.backends.cpu.get_cpu_capability(),
         "limits": limits,
         "versions": package_versions(),
+        "source": source_digest(),
     }
+
+
+@cache
+def source_digest() -> str:
+    """SHA-256 of this package's own code: a change to it may change what an artifact is lowered to."""
+    found = hashlib.sha256()
+    for name in ("dmq_fx", "dmq_fx.backends"):
+        spec = find_spec(name)
+        for folder in (spec.submodule_search_locations if spec else None) or ():
+            for path in sorted(Path(folder).rglob("*.py")):
+                found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()
 
 
 class PackageCache:

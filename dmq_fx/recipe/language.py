@@ -22,6 +22,7 @@ METRICS = (
     "final_psnr",
     "mean_weight_bits",
     "bops",
+    "backend_parity",
 )
 """What a compile measures, and `expect:` can set limits to."""
 
