@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from dmq_fx.cli.support import (
+    CompileOption,
     DeviceOption,
     JsonOption,
     OriginOption,
@@ -29,7 +30,7 @@ def bench_command(
     ] = "fp32,bf16,x86_int8",
     batch: Annotated[str, typer.Option("--batch", help="Batch sizes.")] = "1,4",
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Forwards of each, in turn.")] = 10,
-    compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Native code, where there is any.")] = True,
+    compile: CompileOption = True,
     model: OriginOption = None,
     device: DeviceOption = "cpu",
     allow_pickle: PickleOption = False,

@@ -67,8 +67,12 @@ def evaluate_command(
     backend: BackendOption = None,
     device: DeviceOption = "cpu",
     compile: Annotated[
-        bool, typer.Option("--compile", help="Images for metrics by torch.compile: minutes first, then twice as fast.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="fake_quant: images for metrics by torch.compile. x86_int8 makes native code unless told not to.",
+        ),
+    ] = None,
     allow_pickle: PickleOption = False,
     json: JsonOption = False,
 ) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from dmq_fx.cli.support import (
     BackendOption,
+    CompileOption,
     DeviceOption,
     GuidanceOption,
     JsonOption,
@@ -38,6 +39,7 @@ def sample_command(
     model: OriginOption = None,
     backend: BackendOption = None,
     device: DeviceOption = "cpu",
+    compile: CompileOption = True,
     allow_pickle: PickleOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -55,7 +57,15 @@ def sample_command(
     options = SamplerOptions(steps=steps, batch=batch, seed=seed, prompts=prompts, guidance_scale=guidance_scale)
     with progress(enabled=not json) as show:
         show("loading", 0, 0)
-        pair = open_pair(artifact, model=model, backend=backend, device=device, allow_pickle=allow_pickle)
+        pair = open_pair(
+            artifact,
+            model=model,
+            backend=backend,
+            device=device,
+            compile=compile,
+            allow_pickle=allow_pickle,
+            progress=show,
+        )
         name = pair.opened.manifest.content["recipe"]["name"]
         if compare:
             _, exact, approximate = compare_models(pair.reference, pair.quantized, options, samples, show)

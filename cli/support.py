@@ -39,6 +39,9 @@ SetOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 BackendOption = Annotated[str | None, typer.Option("--backend", help="Lowering target; the recipe's own if left out.")]
+CompileOption = Annotated[
+    bool, typer.Option("--compile/--no-compile", help="Native code, where the backend makes any (kept for next time).")
+]
 PromptOption = Annotated[
     list[str] | None, typer.Option("--prompt", help="Text-to-image only. Repeatable, used in turn.")
 ]

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 
 from dmq_fx.artifact.folder import Opened, open_artifact
@@ -109,7 +110,8 @@ class _Reference:
     """The original denoiser in one type, with inputs of that type."""
 
     def __init__(self, denoiser: nn.Module, dtype: torch.dtype, device: torch.device, *, compile: bool) -> None:
-        module = copy.deepcopy(denoiser).to(device, dtype).to(memory_format=torch.channels_last)
+        module = copy.deepcopy(denoiser).to(device, dtype)
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._run: Callable[..., Any] = torch.compile(module, dynamic=False) if compile else module
         self._dtype = dtype
 

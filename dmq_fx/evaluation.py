@@ -46,11 +46,13 @@ def open_pair(
     model: Any = None,
     backend: str | None = None,
     device: str = "cpu",
+    compile: bool = True,
     allow_pickle: bool = False,
+    progress: Progress = lambda what, done, total: None,
 ) -> Pair:
     """Load the artifact and the model that it was compiled from (`model`, or the origin in its manifest).
 
-    Raises ArtifactError, BackendError, and ModelError if the model cannot be found or is another one.
+    compile: let the backend make native code, if it does. Raises ArtifactError, BackendError, and ModelError if the model cannot be found or is another one.
     """
     opened = open_artifact(artifact)
     source = opened.model["origin"] if model is None else model
@@ -76,7 +78,8 @@ def open_pair(
             hint="its weights or its configuration differ",
         )
     skeleton = reference.denoiser if opened.model["origin"].startswith("python:") else None
-    return Pair(opened, load_opened(opened, backend=backend, device=device, model=skeleton), reference)
+    quantized = load_opened(opened, backend=backend, device=device, model=skeleton, compile=compile, progress=progress)
+    return Pair(opened, quantized, reference)
 
 
 def sample(pair: Pair, samples: int, options: SamplerOptions, progress: Progress) -> Tensor:
@@ -109,7 +112,7 @@ def evaluate(
     samples_dir: str | Path | None = None,
     backend: str | None = None,
     device: str = "cpu",
-    compiled: bool = False,
+    compiled: bool | None = None,
     allow_pickle: bool = False,
     inputs: Mapping[str, Any] | None = None,
     progress: Progress = lambda what, done, total: None,
@@ -122,8 +125,9 @@ def evaluate(
     image folder, archive, stored statistics (.safetensors) or `full-precision`; subset: a folder inside. repeats: sets
     of images, of seeds that follow each other. full_precision: score that model too. feature_extractor: file of
     Inception's weights. clip_model: folder or hub id. samples_dir: where images are kept, and continued from.
-    compiled: images for metrics come from the artifact as torch.compile makes it, about twice as fast on a CPU after
-    minutes at the start. Sums are rounded in another order then, and images that are kept know it.
+    compiled: True: images for metrics come from fake quantization as torch.compile makes it, about twice as fast on a
+    CPU after minutes at the start (sums are rounded in another order then, and images that are kept know it). False: a
+    backend that makes native code does without. None: as the backend does.
     """
     options = SamplerOptions(
         steps=steps, batch=batch, seed=seed, scheduler=scheduler, prompts=prompts, guidance_scale=guidance_scale
@@ -145,10 +149,18 @@ def evaluate(
         raise DmqError("a reference is for metrics, and none is asked for", where="--reference", hint="--metrics")
     elif repeats != 1 or full_precision or samples_dir is not None:
         raise DmqError("repeats, full precision's scores and kept images are for metrics", hint="name some: --metrics")
-    pair = open_pair(artifact, model=model, backend=backend, device=device, allow_pickle=allow_pickle)
+    pair = open_pair(
+        artifact,
+        model=model,
+        backend=backend,
+        device=device,
+        compile=compiled is not False,
+        allow_pickle=allow_pickle,
+        progress=progress,
+    )
     quality = None
     if wanted.metrics:
-        models, identities = _images_from(pair, compiled)
+        models, identities = _images_from(pair, bool(compiled) and pair.quantized.info["backend"] == "fake_quant")
         quality = measure_quality(models.reference, models.quantized, identities, options, wanted, progress)
     compared = min(samples, COMPARED) if wanted.metrics else samples
     found = compare(pair.reference, pair.quantized, options, compared, progress, inputs, same_input=True)[0]

@@ -37,19 +37,24 @@ class Split:
 
     @staticmethod
     def run(program: Program, options: SplitOptions, context: PassContext) -> PassResult:
-        return Split.foresee(program, options)
+        return rewrite(program, options)
 
     @staticmethod
-    def foresee(program: Program, options: SplitOptions) -> PassResult:
+    def foresee(program: Program, options: SplitOptions) -> None:
         """The whole pass: it needs no numbers."""
-        sites = tuple(planned.site for planned in program.plan.sites)
-        wanted = [p for p in program.plan.for_pass("split") if options.sites in p.site.roles]
-        reasons = {p.name: why_not_split(p.site, sites, program.traced) for p in wanted}
-        names = [name for name, reason in reasons.items() if reason is None]
-        traced, split = split_sites(program.traced, sites, names)
-        by_name = {planned.name: planned for planned in program.plan.sites}
-        program.rewrite(traced, Plan(tuple(_planned(site, by_name) for site in split), program.plan.parameters), names)
-        return PassResult(tuple(names), {"left": {name: reason for name, reason in reasons.items() if reason}})
+        rewrite(program, options)
+
+
+def rewrite(program: Program, options: SplitOptions) -> PassResult:
+    """Split the sites that can be, in place."""
+    sites = tuple(planned.site for planned in program.plan.sites)
+    wanted = [p for p in program.plan.for_pass("split") if options.sites in p.site.roles]
+    reasons = {p.name: why_not_split(p.site, sites, program.traced) for p in wanted}
+    names = [name for name, reason in reasons.items() if reason is None]
+    traced, split = split_sites(program.traced, sites, names)
+    by_name = {planned.name: planned for planned in program.plan.sites}
+    program.rewrite(traced, Plan(tuple(_planned(site, by_name) for site in split), program.plan.parameters), names)
+    return PassResult(tuple(names), {"left": {name: reason for name, reason in reasons.items() if reason}})
 
 
 def _planned(site: Site, by_name: dict[str, PlannedSite]) -> PlannedSite:
