@@ -52,7 +52,8 @@ def open_pair(
 ) -> Pair:
     """Load the artifact and the model that it was compiled from (`model`, or the origin in its manifest).
 
-    compile: let the backend make native code, if it does. Raises ArtifactError, BackendError, and ModelError if the model cannot be found or is another one.
+    compile: let the backend make native code, if it does.
+    Raises ArtifactError, BackendError, and ModelError if the model cannot be found or is another one.
     """
     opened = open_artifact(artifact)
     source = opened.model["origin"] if model is None else model
