@@ -19,6 +19,7 @@ from dmq_fx.lowering import Kernel, int8_kernels, require_kernels
 from dmq_fx.lowering.attention import decompose_attention
 from dmq_fx.lowering.bfloat16 import to_bfloat16
 from dmq_fx.lowering.fold import fold_packed_weights
+from dmq_fx.lowering.group_norm import decompose_group_norms
 from dmq_fx.lowering.int8_sites import lower_sites, reached_kernels
 from dmq_fx.lowering.module import LoweredModule, OfTimestep
 from dmq_fx.lowering.native import example_inputs, load_package, package_key, write_package
@@ -43,7 +44,7 @@ class X86Int8:
     @staticmethod
     def lower(program: Program, options: LoweringOptions) -> nn.Module:
         check_cpu(options.device)
-        dtype = options.dtype or default_dtype()
+        dtype = _dtype(options)
         parts = rewrite(program, dtype)
         steps = [time for time in _calibrated(program) if parts.time is not None]
         if not options.compile:
@@ -64,7 +65,7 @@ class X86Int8:
         if not options.compile or not options.digest:
             return None
         check_cpu(options.device)
-        dtype = options.dtype or default_dtype()
+        dtype = _dtype(options)
         folder = PackageCache().get(_key(options, dtype))
         if folder is None:
             return None
@@ -123,6 +124,7 @@ def rewrite(program: Program, dtype: torch.dtype) -> TimePart:
     graphs = [part.graph for part in (parts.time, parts.body) if part is not None]
     require_kernels(expected, {site: kernel for graph in graphs for site, kernel in reached_kernels(graph).items()})
     if dtype == torch.bfloat16:
+        decompose_group_norms(parts.body)
         decompose_attention(parts.body)
         example = example_inputs(program.traced)
         extra = parts.time(_a_timestep(program, example)) if parts.time is not None else ()
@@ -142,6 +144,14 @@ def _calibrated(program: Program) -> list[Tensor]:
         return []
     dtype = program.traced.inputs[program.timestep_position].dtype
     return [step.reshape(1).to(dtype) for step in program.timesteps]
+
+
+def _dtype(options: LoweringOptions) -> torch.dtype:
+    """What is computed between kernels: in float32 without native code, which keeps what it fuses in float32 anyway."""
+    found = options.dtype or (default_dtype() if options.compile else torch.float32)
+    if found not in (torch.float32, torch.bfloat16):
+        raise BackendError(f"{NAME} computes in float32 or bfloat16 between its kernels, not in {found}")
+    return found
 
 
 def _key(options: LoweringOptions, dtype: torch.dtype) -> str:

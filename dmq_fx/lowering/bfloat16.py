@@ -17,8 +17,8 @@ HALF = torch.bfloat16
 FLOAT = "float32"
 """Said of nodes that stay in float32."""
 
-_EXACT = frozenset({"integers", "table", "slot", "activation", "weight", "shifted weight"})
-"""Kinds of nodes that make integers out of floats or scales for them: these stay in float32."""
+_EXACT = frozenset({"time", "integers", "table", "slot", "activation", "weight", "shifted weight"})
+"""Kinds of nodes that make integers out of floats, scales for them, and what the time part gave: as they are."""
 
 _SAME_TYPE = frozenset(
     {
@@ -49,7 +49,7 @@ def to_bfloat16(graph_module: fx.GraphModule, example: tuple[Tensor, ...]) -> No
     """
     graph = graph_module.graph
     kept = {n: n.meta.get("dmq", {}).get("kind") for n in graph.nodes}
-    kept |= dict.fromkeys(_ends(graph), FLOAT)
+    kept |= dict.fromkeys(_ends(graph), FLOAT)  # as those are that came with this kind
     parameters = _halve_parameters(graph_module, kept)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         values: dict[fx.Node, Any] = {}
@@ -64,7 +64,7 @@ def to_bfloat16(graph_module: fx.GraphModule, example: tuple[Tensor, ...]) -> No
             else:
                 if kept[node] == FLOAT:
                     _cast_inputs(graph, node, node.all_input_nodes, torch.float32, values)
-                elif kept[node] not in _EXACT:
+                elif kept[node] not in _EXACT and node.target not in PREPACK:
                     _prepare(graph, node, values)
                 values[node] = _evaluate(node, values)
     for node, tensor in parameters.items():
@@ -79,7 +79,7 @@ def _ends(graph: fx.Graph) -> list[fx.Node]:
     if not places:
         return []
     outer = [*calls[: places[0]], *calls[places[-1] + 1 :]]
-    return [n for n in outer if n.meta.get("dmq", {}).get("kind") not in (*_EXACT, "time") and n.target not in PREPACK]
+    return [n for n in outer if n.meta.get("dmq", {}).get("kind") not in _EXACT and n.target not in PREPACK]
 
 
 def _halve_parameters(module: fx.GraphModule, kept: dict[fx.Node, Any]) -> dict[fx.Node, Tensor]:
@@ -94,7 +94,9 @@ def _halve_parameters(module: fx.GraphModule, kept: dict[fx.Node, Any]) -> dict[
             continue
         tensor = get_tensor(module, str(node.target))
         users = readers[str(node.target)]
-        exact = any(kept[user] in (*_EXACT, FLOAT) or user.target in (*KERNEL_CALLS, *_NORMS) for user in users)
+        exact = any(
+            kept[user] in (*_EXACT, FLOAT) or user.target in (*KERNEL_CALLS, *PREPACK, *_NORMS) for user in users
+        )
         if tensor.dtype == torch.float32 and not exact:
             halved[node] = tensor.to(HALF)
     return halved

@@ -1,0 +1,85 @@
+"""Group normalization whose sums run over pixels first, so that channels that lie side by side are added side by side.
+
+Inductor reduces a group at once: with channels last a group is a few channels wide, and a vector register stays nearly
+empty. Sums by channel fill it. What is left, from channels to groups and back, is two small products with a matrix of
+zeros and ones: an operator of its own, so that its result is a row of numbers that lie side by side too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from dmq_fx.lowering.bfloat16 import FLOAT
+from dmq_fx.program.graph_tools import call_arguments, finish, record, set_buffer
+
+aten = torch.ops.aten
+
+
+def decompose_group_norms(graph_module: fx.GraphModule) -> int:
+    """Replace group norms of images, in place, by two sums over pixels and small arithmetic; how many were replaced.
+
+    Computed in float32: the mean, then the mean square of what is left without it. The result is float32.
+    """
+    nodes = [n for n in graph_module.graph.nodes if n.target is aten.group_norm.default]
+    replaced = sum(_decompose(graph_module, node) for node in nodes)
+    finish(graph_module)
+    return replaced
+
+
+def _decompose(module: fx.GraphModule, node: fx.Node) -> bool:
+    given = call_arguments(node)
+    shape = given["input"].meta["val"].shape
+    channels, groups = shape[1], given["num_groups"]
+    pixels = shape[2:]
+    if len(shape) < 4 or not all(isinstance(size, int) for size in shape[1:]):
+        return False
+    count = channels // groups
+    for size in pixels:
+        count *= size
+    dims, ones = list(range(2, len(shape))), [1] * len(pixels)
+    graph = node.graph
+    members = _members(module, channels, groups)
+
+    def call(target: Any, *arguments: Any) -> fx.Node:
+        return record(graph.call_function(target, arguments), kind=FLOAT)
+
+    def by_group(values: fx.Node) -> fx.Node:
+        """Mean over a group's channels and pixels, [batch, groups]."""
+        total = call(aten.mm.default, call(aten.sum.dim_IntList, values, dims), graph.get_attr(members))
+        return call(aten.mul.Tensor, total, 1.0 / count)
+
+    def by_channel(values: fx.Node) -> fx.Node:
+        """[batch, groups] for every channel, to stand beside the image."""
+        wide = call(aten.mm.default, values, call(aten.t.default, graph.get_attr(members)))
+        return call(aten.reshape.default, wide, [-1, channels, *ones])
+
+    def parameter(name: str) -> fx.Node:
+        return call(aten.reshape.default, given[name], [channels, *ones])
+
+    with graph.inserting_before(node):
+        x = call(aten.to.dtype, given["input"], torch.float32)
+        mean = by_group(x)
+        square = by_group(call(aten.mul.Tensor, x, x))
+        variance = call(aten.clamp_min.default, call(aten.sub.Tensor, square, call(aten.mul.Tensor, mean, mean)), 0.0)
+        factor = call(aten.rsqrt.default, call(aten.add.Tensor, variance, given.get("eps", 1e-5)))
+        offset = by_channel(call(aten.mul.Tensor, mean, factor))
+        result = call(aten.sub.Tensor, call(aten.mul.Tensor, x, by_channel(factor)), offset)
+        if given.get("weight") is not None:
+            result = call(aten.mul.Tensor, result, parameter("weight"))
+        if given.get("bias") is not None:
+            result = call(aten.add.Tensor, result, parameter("bias"))
+    result.meta |= {"val": node.meta["val"]}
+    node.replace_all_uses_with(result, propagate_meta=False)
+    graph.erase_node(node)
+    return True
+
+
+def _members(module: fx.GraphModule, channels: int, groups: int) -> str:
+    """Name of the matrix [channels, groups] that is 1 where a channel belongs to a group."""
+    name = f"dmq.groups_{channels}_{groups}"
+    if name not in dict(module.named_buffers()):
+        set_buffer(module, name, torch.eye(groups).repeat_interleave(channels // groups, 0))
+    return name
