@@ -45,12 +45,15 @@ class X86Int8:
     def lower(program: Program, options: LoweringOptions) -> nn.Module:
         check_cpu(options.device)
         dtype = _dtype(options)
+        if any(x.dtype in (torch.float16, torch.bfloat16) for x in program.traced.example):
+            raise BackendError(
+                f"{NAME} takes artifacts of float32 models", hint="compile the recipe again without --dtype"
+            )
         parts = rewrite(program, dtype)
-        steps = [time for time in _calibrated(program) if parts.time is not None]
         if not options.compile:
             return LoweredModule(program.traced, fold_packed_weights(parts.body), parts.time)
-        known = {float(step): parts.time(step) for step in steps} if parts.time is not None else {}
-        extra = next(iter(known.values()), ())
+        known = {float(t): parts.time(t) for t in _calibrated(program)} if parts.time is not None else {}
+        extra = parts.time(_a_timestep(program, example_inputs(program.traced))) if parts.time is not None else ()
         cache = PackageCache()
         key = _key(options, dtype)
         folder = cache.get(key)
@@ -70,7 +73,7 @@ class X86Int8:
         if folder is None:
             return None
         code, known, call = load_package(folder)
-        time = _time_part_of(reload, dtype) if known else None
+        time = _time_part_of(reload, dtype) if call["time_part"] else None
         return Kept(LoweredModule(rebuild_call(call, None), code, time, known), call)
 
     @staticmethod
@@ -142,8 +145,9 @@ def _calibrated(program: Program) -> list[Tensor]:
     """The calibrated timesteps as the graph takes them, [1] each."""
     if program.timestep_position is None:
         return []
-    dtype = program.traced.inputs[program.timestep_position].dtype
-    return [step.reshape(1).to(dtype) for step in program.timesteps]
+    traced = program.traced.inputs[program.timestep_position].dtype
+    whole = all(float(step).is_integer() for step in program.timesteps)
+    return [step.reshape(1).to(traced if whole else torch.float32) for step in program.timesteps]
 
 
 def _dtype(options: LoweringOptions) -> torch.dtype:

@@ -114,7 +114,10 @@ def load_program(opened: Opened, denoiser: torch.nn.Module | None = None) -> tup
             hint=f"it was compiled with {_versions(opened)}; install those, or compile the recipe again",
         )
     tensors = load_tensors(opened.path / TENSORS)
-    return decode_program(traced, find_sites(traced), opened.sites, tensors, str(opened.path)), denoiser
+    program = decode_program(traced, find_sites(traced), opened.sites, tensors, str(opened.path))
+    if len(opened.report["timesteps"]) == len(program.timesteps):  # not among the tensors where all ranges are static
+        program.timesteps = torch.tensor(opened.report["timesteps"], dtype=torch.float32)
+    return program, denoiser
 
 
 def build_skeleton(opened: Opened) -> torch.nn.Module:

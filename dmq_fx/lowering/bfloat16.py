@@ -40,6 +40,10 @@ _NORMS = frozenset({aten.group_norm.default, aten.layer_norm.default, aten.rms_n
 """Operators that take float32 weights beside values of another type, and compute in float32 anyway."""
 
 
+_FLOAT_OPERANDS = frozenset({*KERNEL_CALLS, *PREPACK, *_NORMS})
+"""Operators whose scales, biases and weights stay in float32."""
+
+
 def to_bfloat16(graph_module: fx.GraphModule, example: tuple[Tensor, ...]) -> None:
     """Change a lowered graph, in place, to compute in bfloat16 between its integer kernels.
 
@@ -49,6 +53,7 @@ def to_bfloat16(graph_module: fx.GraphModule, example: tuple[Tensor, ...]) -> No
     """
     graph = graph_module.graph
     kept = {n: n.meta.get("dmq", {}).get("kind") for n in graph.nodes}
+    kept |= dict.fromkeys(_angles(graph), FLOAT)
     kept |= dict.fromkeys(_ends(graph), FLOAT)  # as those are that came with this kind
     parameters = _halve_parameters(graph_module, kept)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
@@ -70,6 +75,18 @@ def to_bfloat16(graph_module: fx.GraphModule, example: tuple[Tensor, ...]) -> No
     for node, tensor in parameters.items():
         set_buffer(graph_module, str(node.target), tensor)
     finish(graph_module)
+
+
+def _angles(graph: fx.Graph) -> list[fx.Node]:
+    """Sines, cosines, and what leads to them: a large angle rounded to eight bits is another angle."""
+    waiting = [n for n in graph.nodes if n.target in (aten.sin.default, aten.cos.default)]
+    found: dict[fx.Node, None] = {}
+    while waiting:
+        node = waiting.pop()
+        if node.op == "call_function" and node not in found and node.meta.get("dmq", {}).get("kind") not in _EXACT:
+            found[node] = None
+            waiting += node.all_input_nodes
+    return list(found)
 
 
 def _ends(graph: fx.Graph) -> list[fx.Node]:
@@ -94,9 +111,7 @@ def _halve_parameters(module: fx.GraphModule, kept: dict[fx.Node, Any]) -> dict[
             continue
         tensor = get_tensor(module, str(node.target))
         users = readers[str(node.target)]
-        exact = any(
-            kept[user] in (*_EXACT, FLOAT) or user.target in (*KERNEL_CALLS, *PREPACK, *_NORMS) for user in users
-        )
+        exact = any(kept[user] in (*_EXACT, FLOAT) or user.target in _FLOAT_OPERANDS for user in users)
         if tensor.dtype == torch.float32 and not exact:
             halved[node] = tensor.to(HALF)
     return halved

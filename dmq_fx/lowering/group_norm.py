@@ -21,7 +21,8 @@ aten = torch.ops.aten
 def decompose_group_norms(graph_module: fx.GraphModule) -> int:
     """Replace group norms of images, in place, by two sums over pixels and small arithmetic; how many were replaced.
 
-    Computed in float32: the mean, then the mean square of what is left without it. The result is float32.
+    Computed in float32, as the mean and the mean square: for bfloat16 values, whose own rounding is coarser than what
+    the difference of the two loses. The result is float32.
     """
     nodes = [n for n in graph_module.graph.nodes if n.target is aten.group_norm.default]
     replaced = sum(_decompose(graph_module, node) for node in nodes)

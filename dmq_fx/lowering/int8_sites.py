@@ -204,7 +204,7 @@ class _Lowering:
         return int(self.program.shifts[activation.index].max())
 
     def _integers(self, activation: Activation, padding: tuple[int, ...] = ()) -> fx.Node:
-        """The activation as uint8, padded with zeros: integers of a signed grid are 128 higher."""
+        """The activation as uint8, padded with zeros: those of a signed grid begin at 0."""
         key = (activation.index, padding)
         if key not in self.integers:
             self.integers[key] = self._quantize(activation, padding)
@@ -215,8 +215,7 @@ class _Lowering:
         source, (low, high) = quantizer.args[0], _bounds(activation)
         assert isinstance(source, fx.Node)
         reciprocal, zero_point = self._reciprocal(activation, source.meta["val"].dim())
-        if "val" in source.meta and source.meta["val"].dtype != torch.float32:
-            source = self._before(quantizer, aten.to.dtype, source, torch.float32)
+        source = self._before(quantizer, aten.to.dtype, source, torch.float32)  # others may make it another type
         if padding:
             amounts = [amount for amount in reversed(padding) for _ in range(2)]
             source = self._before(quantizer, aten.constant_pad_nd.default, source, amounts)
@@ -327,8 +326,8 @@ def _by_output(weight: QuantizedWeight) -> Tensor:
 
 
 def _offset(activation: Activation) -> int:
-    """What makes the integers of a signed grid unsigned."""
-    return 128 if activation.spec.symmetric else 0
+    """What makes the integers of a signed grid unsigned: as little as does, for sums that cancel exactly."""
+    return -IntegerGrid(activation.spec.bits, True).qmin if activation.spec.symmetric else 0
 
 
 def _bounds(activation: Activation) -> tuple[int, int]:

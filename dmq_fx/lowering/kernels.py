@@ -77,7 +77,15 @@ def _why_shifted(program: Program, planned: PlannedSite) -> str:
         return ""
     if shifts_at_run_time(program, activation):
         return ""
+    if any(count > 1 for count in uses_of_weights(program, activation)):
+        return "other sites use its weights with other shifts"
     return f"weights shifted left by up to {int(shifts.max())} bits do not fit int8 ({INT8.qmin}..{INT8.qmax})"
+
+
+def uses_of_weights(program: Program, activation: Activation) -> list[int]:
+    """How many sites use the weights of each site that reads an activation."""
+    weights = [planned.site.weight for planned in program.plan.sites]
+    return [weights.count(planned.site.weight) for planned in sites_of(program, activation)]
 
 
 def shifts_at_run_time(program: Program, activation: Activation) -> bool:

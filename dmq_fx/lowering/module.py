@@ -40,6 +40,7 @@ class LoweredModule(nn.Module):
         self._batched = tuple(entry.batched for entry in traced.inputs)
         place = [i for i, e in enumerate(traced.inputs) if e.name == traced.timestep and len(e.dims) == 1]
         self._timestep = place[0] if place else None
+        self._dtypes = tuple(entry.dtype for entry in traced.inputs)
 
     def forward(self, *inputs: Tensor) -> Any:
         if self._timestep is None:
@@ -60,8 +61,12 @@ class LoweredModule(nn.Module):
         if self.time is not None:
             assert self._timestep is not None
             inputs = (*inputs, *self.of_timestep(inputs[self._timestep][:1]))
+            # the body is compiled for the traced type, and has no use for the rest of a timestep
+            inputs = (
+                tuple(x.to(dtype) for x, dtype in zip(inputs, self._dtypes, strict=False)) + inputs[len(self._dtypes) :]
+            )
         with torch.no_grad():
-            found = self.run(*inputs)
+            found = self.run(*(x.contiguous() for x in inputs))
         return tuple(found) if isinstance(found, (tuple, list)) else (found,)
 
     def of_timestep(self, timestep: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,8 @@ def write_package(
             hint="a C++ compiler is needed; without one: --no-compile",
         ) from error
     _save_known(folder / TIMES, known)
-    (folder / CALL).write_text(canonical_json(describe_call(traced)) + "\n")
+    call = {**describe_call(traced), "time_part": bool(extra)}
+    (folder / CALL).write_text(canonical_json(call) + "\n")
 
 
 def load_package(folder: Path) -> tuple[Callable[..., Any], OfTimestep, dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -92,11 +93,14 @@ class PackageCache:
             write(partial)
             hashes = {path.name: hash_file(path).sha256 for path in sorted(partial.iterdir())}
             (partial / NOTE).write_text(canonical_json({"files": hashes}) + "\n")
-            if not (self.root / key).exists():
-                partial.rename(self.root / key)
+            target = self.root / key
+            if target.exists() and _problem(target) is not None:
+                target = self.root / f"{key}-{secrets.token_hex(8)}"  # what is there was refused, and would not go away
+            if not target.exists():
+                partial.rename(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        return self.root / key
+        return target
 
 
 def _problem(folder: Path) -> str | None:

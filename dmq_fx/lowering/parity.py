@@ -6,6 +6,7 @@ and that moves every integer after it. So every site is given the very input tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ TOLERANCE = 1e-5
 
 
 def site_errors(fake: Program, lowered: Program, inputs: Sequence[Tensor]) -> dict[str, float]:
-    """max |lowered - fake| / max |fake| of every site that reached a kernel, for one call.
+    """max |lowered - fake| / max |fake| of every site that reached a kernel, for one call (absolute if fake is zero).
 
     fake: the quantized program. lowered: the same after `lower_sites`, still in float32. inputs: flat, of samples that
     all have one timestep.
@@ -62,6 +63,7 @@ class _Compare(fx.Interpreter):
         if "kernel" not in facts:
             return value
         expected = self._expected[facts["site"]]
-        largest = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-        self.errors[facts["site"]] = float((value - expected).abs().max() / largest)
+        difference, largest = float((value - expected).abs().max()), float(expected.abs().max())
+        error = difference / largest if largest else difference
+        self.errors[facts["site"]] = error if math.isfinite(error) else math.inf
         return expected

@@ -95,8 +95,7 @@ def _measure(
     """Shapes of what the body reads, by running it for one and for three samples; and what it cannot be handed."""
     graph = _time_graph(module, timestep, frontier, lambda graph, nodes: graph.output(tuple(nodes)))
     with torch.no_grad():
-        device = next(iter(graph.state_dict().values())).device
-        one, three = (graph(torch.ones(count, dtype=dtype, device=device)) for count in (1, 3))
+        one, three = (graph(torch.ones(count, dtype=dtype)) for count in (1, 3))
     values, strange = [], set()
     for node, single, several in zip(frontier, one, three, strict=True):
         batched = single.shape != several.shape
