@@ -68,12 +68,17 @@ class Layers(nn.Module):
 
 def traced(module: nn.Module, dtype: torch.dtype = torch.float32, size: int = SIZE) -> TracedModel:
     """The trace of a module that takes (sample, timestep), with seeded weights."""
+    sample = torch.zeros(2, CHANNELS, size, size, dtype=dtype)
+    return trace(seeded(module).to(dtype), {"sample": sample, "timestep": torch.tensor([1, 2])})
+
+
+def seeded(module: nn.Module) -> nn.Module:
+    """The module in eval mode, with weights of a size that keeps activations near one."""
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         fan_in = max(1, parameter[0].numel()) if parameter.dim() > 1 else 1
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
-    sample = torch.zeros(2, CHANNELS, size, size, dtype=dtype)
-    return trace(module.eval().to(dtype), {"sample": sample, "timestep": torch.tensor([1, 2])})
+    return module.eval()
 
 
 def traced_layers(*layers: tuple[str, nn.Module]) -> TracedModel:

@@ -89,7 +89,7 @@ def precisions(draw: DrawFn) -> Specs:
     return weight, activation
 
 
-@settings(max_examples=30, **QUICK)
+@settings(max_examples=25, **QUICK)
 @given(specs=precisions(), seed=st.integers(0, 99), timestep=st.sampled_from([900, 480, 0]), batch=st.integers(1, 3))
 def test_any_precision(bench: TracedModel, specs: Specs, seed: int, timestep: int, batch: int) -> None:
     pair = lower(converted(grouped(bench, specs), seed=seed))
@@ -107,7 +107,7 @@ def test_symmetric_activations_of_few_bits(bench: TracedModel, bits: int) -> Non
     assert {seed: error for seed, error in worst.items() if not error < TOLERANCE} == {}
 
 
-@settings(max_examples=25, **QUICK)
+@settings(max_examples=20, **QUICK)
 @given(specs=precisions(), gamma=st.booleans(), shifts=st.sampled_from([0, 1, len(TIMESTEPS)]), seed=st.integers(0, 99))
 def test_scaled_by_channel(bench: TracedModel, specs: Specs, gamma: bool, shifts: int, seed: int) -> None:
     program = grouped(bench, specs)

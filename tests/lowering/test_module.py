@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from small_programs import (
@@ -17,6 +19,8 @@ from small_programs import (
     lower,
     needs_vnni,
     scale_channels,
+    seeded,
+    traced,
 )
 from torch import Tensor, nn
 
@@ -52,7 +56,7 @@ def model() -> TracedModel:
         "condition": torch.zeros(2, CHANNELS),
         "positions": torch.zeros(SIZE, SIZE),
     }
-    return trace(Conditioned().eval(), given)
+    return trace(seeded(Conditioned()), given)
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +138,48 @@ def test_number_of_kept_timesteps_is_bounded(
 def test_fractional_timesteps(model: TracedModel, parts: TimePart) -> None:
     lowered = LoweredModule(model, parts.body, parts.time)
     x, _, condition, positions = call([1, 1])
-    found = [lowered(x, torch.full((2,), t), condition, positions)[0] for t in (100.0, 100.5)]
+    found = [lowered(x, torch.full((2,), t), condition, positions)[0] for t in (100.0, 249.5)]
     assert torch.equal(found[0], lowered(x, torch.tensor([100, 100]), condition, positions)[0])
     assert not torch.equal(found[0], found[1])
+    floats = [lowered.of_timestep(torch.tensor([t]))[0] for t in (249, 249.5, 250)]
+    assert not torch.equal(floats[0], floats[1]) and not torch.equal(floats[1], floats[2])
+
+
+class Scaled(nn.Module):
+    """A sample times a function of the timestep that is not computed in float32."""
+
+    def __init__(self, of: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(CHANNELS, CHANNELS, 3)
+        self.of = of
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        return self.conv(sample * self.of(timestep).reshape(-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("of", [lambda t: t * 2, lambda t: t.to(torch.float16) / 8], ids=["integers", "half precision"])
+def test_fractional_timesteps_of_a_graph_of_integers(of: Callable[[Tensor], Tensor]) -> None:
+    """What the body is compiled for is what it is handed, and the fraction is not lost; else an error says so."""
+    scaled = traced(Scaled(of))
+    program = converted(grouped(scaled, (W8, BY_TIMESTEP)))
+    parts = split_time_part(lower(program).lowered.graph_module, scaled)
+    handed: list[list[torch.dtype]] = []
+
+    def body(*given: Tensor) -> tuple[Tensor, ...]:
+        handed.append([x.dtype for x in given])
+        return parts.body(*given)
+
+    lowered = LoweredModule(scaled, body, parts.time)
+    for timestep in (12, 12.5):
+        with torch.no_grad():
+            expected = program.graph_module(*inputs(timestep))[0]
+        try:
+            found = lowered(*inputs(timestep))[0]
+        except BackendError as refused:
+            assert timestep == 12.5 and "12.5" in str(refused)
+        else:
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert handed[1:] in ([], handed[:1])
 
 
 def test_gives_a_tuple_without_gradients(model: TracedModel, parts: TimePart) -> None:
@@ -155,7 +198,7 @@ def test_model_without_a_timestep() -> None:
         def forward(self, sample: Tensor) -> Tensor:
             return self.conv(sample)
 
-    plain = trace(Plain().eval(), {"sample": torch.zeros(2, CHANNELS, SIZE, SIZE)})
+    plain = trace(seeded(Plain()), {"sample": torch.zeros(2, CHANNELS, SIZE, SIZE)})
     pair = lower(converted(grouped(plain, (W8, STATIC))))
     lowered = LoweredModule(plain, pair.lowered.graph_module, None)
     x = inputs(1)[0]

@@ -21,6 +21,7 @@ from small_programs import (
     lower,
     needs_vnni,
     scale_channels,
+    seeded,
     traced,
 )
 from torch import Tensor, fx, nn
@@ -214,7 +215,7 @@ class Untimed(nn.Module):
 
 
 def test_model_without_a_timestep() -> None:
-    model = trace(Untimed().eval(), {"sample": torch.zeros(2, CHANNELS, SIZE, SIZE)})
+    model = trace(seeded(Untimed()), {"sample": torch.zeros(2, CHANNELS, SIZE, SIZE)})
     pair = lower(converted(grouped(model, (W8, STATIC))))
     parts = split(model, pair.lowered.graph_module)
     assert parts == TimePart(None, pair.lowered.graph_module)
