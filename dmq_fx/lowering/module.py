@@ -75,7 +75,13 @@ class LoweredModule(nn.Module):
         if key not in self._known:
             assert self.time is not None
             with torch.no_grad():
-                self._known[key] = self.time(timestep)
+                found = self.time(timestep)
+            if found[0].dtype != torch.float32 or found[1].dtype != torch.int64:
+                raise BackendError(
+                    f"the timestep {key:g} is a fraction, and this model's graph computes with whole ones",
+                    hint="--backend fake_quant takes it",
+                )
+            self._known[key] = found
             if len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         self._known.move_to_end(key)

@@ -24,6 +24,10 @@ FLOATS, INTEGERS = "dmq_floats", "dmq_integers"
 """Inputs that the rest of the graph gets in addition: float32 and int64, one dimension each."""
 
 
+HANDED = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
+"""Types of values that float32 or int64 hold exactly, and that are handed over in these."""
+
+
 @dataclass(frozen=True)
 class TimePart:
     """Two graphs in place of one, for samples that all have one timestep.
@@ -44,6 +48,7 @@ class Value:
     shape: tuple[int, ...]
     batched: bool
     integer: bool
+    dtype: torch.dtype
 
 
 def split_time_part(graph_module: fx.GraphModule, traced: TracedModel) -> TimePart:
@@ -100,8 +105,9 @@ def _measure(
     for node, single, several in zip(frontier, one, three, strict=True):
         batched = single.shape != several.shape
         known = several.shape == (3, *single.shape[1:]) and single.shape[:1] == (1,) if batched else True
-        if known and single.dtype in (torch.float32, torch.int64):
-            values.append(Value(node, tuple(single.shape), batched, single.dtype == torch.int64))
+        if known and single.dtype in HANDED:
+            integer = not single.dtype.is_floating_point
+            values.append(Value(node, tuple(single.shape), batched, integer, single.dtype))
         else:
             strange.add(node)
     return values, strange
@@ -147,8 +153,12 @@ def _flat_output(values: list[Value]) -> Callable[[fx.Graph, list[fx.Node]], obj
     def close(graph: fx.Graph, nodes: list[fx.Node]) -> object:
         flat = []
         for integer, dtype in ((False, torch.float32), (True, torch.int64)):
-            parts = [n for n, value in zip(nodes, values, strict=True) if value.integer == integer]
-            parts = [graph.call_function(aten.reshape.default, (part, [-1])) for part in parts]
+            parts = []
+            for node, value in zip(nodes, values, strict=True):
+                if value.integer == integer:
+                    part = graph.call_function(aten.reshape.default, (node, [-1]))
+                    cast = value.dtype != dtype
+                    parts.append(graph.call_function(aten.to.dtype, (part, dtype)) if cast else part)
             empty = graph.call_function(aten.empty.memory_format, ([0],), {"dtype": dtype})
             flat.append(graph.call_function(aten.cat.default, ([*parts, empty],)))
         return graph.output(tuple(flat))
@@ -179,6 +189,8 @@ def _body(module: fx.GraphModule, values: list[Value], traced: TracedModel) -> f
                 with graph.inserting_after(place):
                     batch = place = graph.call_function(aten.sym_size.int, (sample, 0))
             steps.append((aten.expand.default, [batch, *value.shape[1:]]))
+        if value.dtype not in (torch.float32, torch.int64):
+            steps.append((aten.to.dtype, value.dtype))
         node = flat
         for target, *arguments in steps:
             with graph.inserting_after(place):
