@@ -1,8 +1,8 @@
 """Group normalization whose sums run over pixels first, so that channels that lie side by side are added side by side.
 
 Inductor reduces a group at once: with channels last a group is a few channels wide, and a vector register stays nearly
-empty. Sums by channel fill it. What is left, from channels to groups and back, is two small products with a matrix of
-zeros and ones: an operator of its own, so that its result is a row of numbers that lie side by side too.
+empty. Sums by channel fill it. The way from groups back to channels is a small product with a matrix of zeros and ones:
+an operator of its own, so that its result is a row of numbers that lie side by side too.
 """
 
 from __future__ import annotations
@@ -37,25 +37,24 @@ def _decompose(module: fx.GraphModule, node: fx.Node) -> bool:
     pixels = shape[2:]
     if len(shape) < 4 or not all(isinstance(size, int) for size in shape[1:]):
         return False
-    count = channels // groups
+    width = channels // groups
+    count = width
     for size in pixels:
         count *= size
     dims, ones = list(range(2, len(shape))), [1] * len(pixels)
     graph = node.graph
-    members = _members(module, channels, groups)
 
     def call(target: Any, *arguments: Any) -> fx.Node:
         return record(graph.call_function(target, arguments), kind=FLOAT)
 
     def by_group(values: fx.Node) -> fx.Node:
         """Mean over a group's channels and pixels, [batch, groups]."""
-        total = call(aten.mm.default, call(aten.sum.dim_IntList, values, dims), graph.get_attr(members))
-        return call(aten.mul.Tensor, total, 1.0 / count)
+        sums = call(aten.reshape.default, call(aten.sum.dim_IntList, values, dims), [-1, groups, width])
+        return call(aten.mul.Tensor, call(aten.sum.dim_IntList, sums, [2]), 1.0 / count)
 
-    def by_channel(values: fx.Node) -> fx.Node:
-        """[batch, groups] for every channel, to stand beside the image."""
-        wide = call(aten.mm.default, values, call(aten.t.default, graph.get_attr(members)))
-        return call(aten.reshape.default, wide, [-1, channels, *ones])
+    def half(values: fx.Node, which: int) -> fx.Node:
+        """Half `which` of [2 * batch, channels], to stand beside the image."""
+        return call(aten.select.int, call(aten.reshape.default, values, [2, -1, channels, *ones]), 0, which)
 
     def parameter(name: str) -> fx.Node:
         return call(aten.reshape.default, given[name], [channels, *ones])
@@ -66,8 +65,11 @@ def _decompose(module: fx.GraphModule, node: fx.Node) -> bool:
         square = by_group(call(aten.mul.Tensor, x, x))
         variance = call(aten.clamp_min.default, call(aten.sub.Tensor, square, call(aten.mul.Tensor, mean, mean)), 0.0)
         factor = call(aten.rsqrt.default, call(aten.add.Tensor, variance, given.get("eps", 1e-5)))
-        offset = by_channel(call(aten.mul.Tensor, mean, factor))
-        result = call(aten.sub.Tensor, call(aten.mul.Tensor, x, by_channel(factor)), offset)
+        both = call(aten.cat.default, [factor, call(aten.mul.Tensor, mean, factor)])
+        members = graph.get_attr(_members(module, channels, groups))
+        wide = call(aten.mm.default, both, members)
+        factor, offset = half(wide, 0), half(wide, 1)
+        result = call(aten.sub.Tensor, call(aten.mul.Tensor, x, factor), offset)
         if given.get("weight") is not None:
             result = call(aten.mul.Tensor, result, parameter("weight"))
         if given.get("bias") is not None:
@@ -79,8 +81,8 @@ def _decompose(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _members(module: fx.GraphModule, channels: int, groups: int) -> str:
-    """Name of the matrix [channels, groups] that is 1 where a channel belongs to a group."""
+    """Name of the matrix [groups, channels] that is 1 where a channel belongs to a group."""
     name = f"dmq.groups_{channels}_{groups}"
     if name not in dict(module.named_buffers()):
-        set_buffer(module, name, torch.eye(groups).repeat_interleave(channels // groups, 0))
+        set_buffer(module, name, torch.eye(groups).repeat_interleave(channels // groups, 1))
     return name

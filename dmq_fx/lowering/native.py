@@ -22,8 +22,10 @@ from dmq_fx.tracing.call import describe_call
 
 CODE, TIMES, CALL = "code.pt2", "timesteps.safetensors", "call.json"
 LARGEST_BATCH = 4096
-SETTINGS = {"freezing": True, "cpp.dynamic_threads": True}
-"""Constants (packed weights) are computed when compiling; the number of threads is that of the process that runs it."""
+SETTINGS = {"freezing": True, "cpp.dynamic_threads": True, "realize_reads_threshold": 12}
+"""Constants (packed weights) are computed when compiling; the number of threads is that of the process that runs it.
+A norm reads an image, its statistics and its parameters: with Inductor's own limit of reads its result would be written
+and read again before the quantize node behind it."""
 
 OfTimestep = dict[float, tuple[Tensor, Tensor]]
 
