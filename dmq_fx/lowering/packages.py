@@ -13,8 +13,10 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +32,8 @@ from dmq_fx.errors import DmqError
 
 FORMAT = 1
 NOTE = "package.json"
+PARTIAL = ".partial-"
+PARTIAL_SECONDS = 24 * 3600
 
 
 def machine() -> dict[str, Any]:
@@ -62,10 +66,14 @@ def source_digest() -> str:
 
 
 class PackageCache:
-    """Folders of files by key under `root` (default: the user's cache folder)."""
+    """Folders of files by key under `root` (default: the user's cache folder), the least recently used removed first.
 
-    def __init__(self, root: Path | None = None) -> None:
+    `limit_bytes` bounds what is kept, not what is used: a package that is larger by itself stays until the next is put.
+    """
+
+    def __init__(self, root: Path | None = None, limit_bytes: int = 8 * 2**30) -> None:
         self.root = platformdirs.user_cache_path("dmq", appauthor=False) / "packages" if root is None else Path(root)
+        self.limit_bytes = limit_bytes
 
     @staticmethod
     def key_of(**parts: Any) -> str:
@@ -88,7 +96,7 @@ class PackageCache:
     def put(self, key: str, write: Callable[[Path], None]) -> Path:
         """Have `write` fill a folder, note the hashes of its files, and put it in place; one that is there stays."""
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.root))
+        partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=self.root))
         try:
             write(partial)
             hashes = {path.name: hash_file(path).sha256 for path in sorted(partial.iterdir())}
@@ -100,7 +108,29 @@ class PackageCache:
                 partial.rename(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+        self._evict(target)
         return target
+
+    def _evict(self, newest: Path) -> None:
+        """Remove packages until the rest is within the limit, but never `newest`.
+
+        What interrupted compilations left more than a day ago goes first.
+        """
+        found: list[tuple[int, Path, int]] = []
+        for folder in self.root.iterdir():
+            with suppress(OSError):  # another process may be removing the same folder
+                info, size = folder.stat(), sum(file.stat().st_size for file in folder.iterdir())
+                if folder.name.startswith(PARTIAL):
+                    if info.st_mtime < time.time() - PARTIAL_SECONDS:
+                        shutil.rmtree(folder, ignore_errors=True)
+                elif folder != newest:
+                    found.append((info.st_mtime_ns, folder, size))
+        total = sum(size for _, _, size in found) + sum(file.stat().st_size for file in newest.iterdir())
+        for _, folder, size in sorted(found):
+            if total <= self.limit_bytes:
+                return
+            shutil.rmtree(folder, ignore_errors=True)
+            total -= size
 
 
 def _problem(folder: Path) -> str | None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -207,3 +208,32 @@ def test_machine_is_what_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_default_place_is_the_users_cache() -> None:
     assert PackageCache().root.parts[-2:] == ("dmq", "packages")
     assert Path(os.environ["XDG_CACHE_HOME"]) in PackageCache().root.parents or os.name == "nt"
+
+
+def test_the_least_recently_used_make_room(tmp_path: Path) -> None:
+    cache = PackageCache(tmp_path / "packages", limit_bytes=2500)
+    keys = [digit * 64 for digit in "0123"]
+    for age, key in enumerate(keys[:3]):
+        folder = cache.put(key, write("c" * 600))
+        os.utime(folder, (1000 + age, 1000 + age))
+    assert cache.get(keys[0]) is not None  # used now, so that the second is the oldest
+    cache.put(keys[3], write("c" * 600))
+    assert {path.name for path in cache.root.iterdir()} == {keys[0], keys[2], keys[3]}
+
+
+def test_a_package_larger_than_the_limit_stays(tmp_path: Path) -> None:
+    cache = PackageCache(tmp_path / "packages", limit_bytes=10)
+    cache.put("0" * 64, write("c" * 600))
+    folder = cache.put("1" * 64, write("c" * 600))
+    assert list(cache.root.iterdir()) == [folder]
+
+
+def test_old_leftovers_go(tmp_path: Path) -> None:
+    cache = PackageCache(tmp_path / "packages")
+    for name, age in (("old", 2), ("new", 0)):
+        left = cache.root / f".partial-{name}"
+        left.mkdir(parents=True)
+        when = time.time() - age * 24 * 3600
+        os.utime(left, (when, when))
+    cache.put(KEY, write())
+    assert {path.name for path in cache.root.iterdir()} == {KEY, ".partial-new"}
