@@ -6,8 +6,9 @@ import contextlib
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -40,11 +41,16 @@ def example_inputs(traced: TracedModel, batch: int = 2) -> tuple[Tensor, ...]:
 
 
 def write_package(
-    folder: Path, body: fx.GraphModule, traced: TracedModel, extra: tuple[Tensor, ...], known: OfTimestep
+    folder: Path,
+    body: fx.GraphModule,
+    traced: TracedModel,
+    extra: tuple[Tensor, ...],
+    known: OfTimestep,
+    settings: Mapping[str, Any] = MappingProxyType(SETTINGS),
 ) -> None:
     """Compile `body` into `folder`, with what its time part gives for some timesteps and how it is called.
 
-    extra: inputs of the body beyond the graph's own. Raises BackendError if it cannot be compiled.
+    extra: inputs of the body beyond the graph's own. settings: of Inductor. Raises BackendError if compiling fails.
     """
     try:
         with quiet_compiler(), torch.no_grad():
@@ -52,7 +58,7 @@ def write_package(
                 body, (*example_inputs(traced), *extra), dynamic_shapes=_dynamic(traced, len(extra)), strict=False
             )
             torch._inductor.aoti_compile_and_package(
-                exported, package_path=str(folder / CODE), inductor_configs=SETTINGS
+                exported, package_path=str(folder / CODE), inductor_configs=dict(settings)
             )
     except Exception as error:  # whatever export, Inductor or the C++ compiler raises
         raise BackendError(
