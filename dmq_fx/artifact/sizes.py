@@ -56,7 +56,12 @@ def measure_sizes(program: Program) -> Sizes:
         "full_precision": _full_precision(program, set(weights)),
         "index": sum(len(name) + ENTRY_BYTES for name in _names(program)),
     }
-    return Sizes(round(program.plan.parameters * body_bits(program.plan) / 8), parts)
+    return Sizes(paper_bytes(program.plan), parts)
+
+
+def paper_bytes(plan: Plan) -> int:
+    """Every parameter of the denoiser at the bits of the body."""
+    return round(plan.parameters * body_bits(plan) / 8)
 
 
 def body_bits(plan: Plan) -> float:
@@ -86,9 +91,7 @@ def _names(program: Program) -> list[str]:
 
 def _full_precision(program: Program, weights: set[str | None]) -> int:
     """Bytes of the tensors that the graph reads as they are."""
-    counted = {f"{weight}{part}" for weight in weights for part in ("", "_scale", "_zero_point")} | {
-        SCALES,
-        ZERO_POINTS,
-    }
-    found = (get_tensor(program.graph_module, name) for name in _names(program) if name not in counted)
-    return sum(narrow(tensor).nbytes for tensor in found)
+    counted = {f"{weight}{part}" for weight in weights for part in ("", "_scale", "_zero_point")}
+    counted |= {SCALES, ZERO_POINTS}
+    names = [n for n in tensor_names(program.graph_module) if n not in counted and not n.startswith(f"{DERIVED}.")]
+    return sum(narrow(get_tensor(program.graph_module, name)).nbytes for name in names)

@@ -20,6 +20,7 @@ from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.checkpoint import Checkpoint
 from dmq_fx.errors import ArtifactError, RecipeError
 from dmq_fx.inspection import artifact_rows, site_table
+from dmq_fx.pass_api import order_of
 from dmq_fx.passes import hawq
 from dmq_fx.passes.hawq import HawqBudget, HawqOptions
 from dmq_fx.passes.omq import Omq, OmqOptions
@@ -270,8 +271,8 @@ def test_orders_and_options_that_make_no_sense(build: Any, passes: str, message:
 
 
 def test_scales_of_another_pass_stay(build: Any) -> None:
-    assert "scaled" in Omq.order(OmqOptions()).before & Omq.order(OmqOptions()).ensures
-    assert "scaled" not in Omq.order(OmqOptions(prescale=False)).before
+    plain, scaled = (order_of(Omq, OmqOptions(prescale=flag)) for flag in (False, True))
+    assert "scaled" in scaled.before & scaled.ensures and "scaled" not in plain.before | plain.ensures
     dmq_fx.compiler.resolve_recipe(build.recipe("both", 3, "  - les: {}\n  - omq: {prescale: false}"))
 
 
