@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmq_fx.numerics.grid import IntegerGrid
+from dmq_fx.numerics.grid import Grid, IntegerGrid
 from dmq_fx.numerics.qparams import SMALLEST_SCALE
 
 SMALLEST = 1e-5
+LARGEST_BALANCE = 1e4
+"""No channel is scaled by more, or by less than one over it."""
 
 
 def smoothquant_scale(activation: Tensor, weight: Tensor, alpha: float) -> Tensor:
@@ -31,19 +33,33 @@ def smoothquant_scale(activation: Tensor, weight: Tensor, alpha: float) -> Tenso
     return torch.where(used, scale, torch.ones_like(scale)).clamp_min(SMALLEST)
 
 
+def balanced_scale(activation: Tensor, weight: Tensor) -> Tensor:
+    """s_i = sqrt(max|X_i| / max|W_i|), [channels]: both sides of a channel then have the same largest value.
+
+    MPQ-DM's pre-scaling (AAAI 2025), whose delta is 1 / s. activation, weight: largest absolute values, [channels].
+    1 for a channel without values or without weights.
+    """
+    used = (activation > SMALLEST) & (weight > SMALLEST)
+    scale = (activation.clamp_min(SMALLEST) / weight.clamp_min(SMALLEST)).sqrt()
+    return torch.where(used, scale.clamp(1 / LARGEST_BALANCE, LARGEST_BALANCE), torch.ones_like(scale))
+
+
 def largest_by_input(weights: list[Tensor]) -> Tensor:
     """max |W_:j| over the outputs of all `weights` [out, in, ...] that read one input: [in]."""
     return torch.stack([w.detach().float().abs().transpose(0, 1).flatten(1).amax(1) for w in weights]).amax(0)
 
 
-def affine_scale(low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
-    """Scale, differentiable in the range, and zero point, which is not; of any shape. Ranges take in zero."""
+def affine_scale(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Scale, differentiable in the range, and zero point, which is not; of any shape. Ranges take in zero.
+
+    The bits of a `ChannelGrid` broadcast against the ranges.
+    """
     low, high = low.clamp_max(0), high.clamp_min(0)
     if grid.symmetric:
         scale = torch.maximum(low / grid.qmin, high / grid.qmax).clamp_min(SMALLEST_SCALE)
         return scale, torch.zeros_like(scale)
     scale = ((high - low) / (grid.qmax - grid.qmin)).clamp_min(SMALLEST_SCALE)
-    return scale, (grid.qmin - torch.round(low / scale)).clamp(grid.qmin, grid.qmax).detach()
+    return scale, grid.clamp(grid.qmin - torch.round(low / scale)).detach()
 
 
 def round_through(x: Tensor) -> Tensor:
@@ -51,7 +67,7 @@ def round_through(x: Tensor) -> Tensor:
     return x + (torch.round(x) - x).detach()
 
 
-def fake_quantize_weight(weight: Tensor, rows: int, shrink: Tensor, grid: IntegerGrid) -> Tensor:
+def fake_quantize_weight(weight: Tensor, rows: int, shrink: Tensor, grid: Grid) -> Tensor:
     """A weight rounded on the range of its values at the moment, differentiable in the weight.
 
     rows: number of scales. shrink: [rows], the part of the min-max range that is used.
@@ -59,7 +75,7 @@ def fake_quantize_weight(weight: Tensor, rows: int, shrink: Tensor, grid: Intege
     flat = weight.reshape(rows, -1)
     scale, zero_point = affine_scale(flat.amin(1) * shrink, flat.amax(1) * shrink, grid)
     scale, zero_point = scale[:, None], zero_point[:, None]
-    integers = torch.clamp(round_through(flat / scale) + zero_point, grid.qmin, grid.qmax)
+    integers = grid.shaped(-1, 1).clamp(round_through(flat / scale) + zero_point)
     return ((integers - zero_point) * scale).reshape(weight.shape)
 
 
