@@ -1,4 +1,4 @@
-"""Generate `docs/recipes.md` and `recipes/recipe-v1.schema.json`: `python -m dmq_fx.recipe.docs`."""
+"""Generate `docs/recipes.md` and `recipes/recipe-v*.schema.json`: `python -m dmq_fx.recipe.docs`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from dmq_fx.errors import InternalError, RecipeError
 from dmq_fx.recipe import docs_text as text
 from dmq_fx.recipe.checks import Checker
 from dmq_fx.recipe.keys import Key, is_group, item_type, keys_of, to_plain, union_types, value_type
-from dmq_fx.recipe.language import Lock, PassSpec, Recipe
+from dmq_fx.recipe.language import LANGUAGE_VERSION, LANGUAGE_VERSIONS, Lock, PassSpec, Recipe
 from dmq_fx.recipe.library import list_recipes
 from dmq_fx.recipe.resolve import resolve
-from dmq_fx.recipe.schema import SCHEMA_FILE, build_schema
+from dmq_fx.recipe.schema import build_schema, schema_file
 from dmq_fx.recipe.source import read_recipe_text
 
 _TYPE_NAMES = {bool: "true or false", int: "integer", float: "number", str: "string", Any: "any value"}
 
 
-def schema_text(pass_options: Mapping[str, type]) -> str:
-    """The text of the schema file."""
-    return json.dumps(build_schema(pass_options), indent=1, ensure_ascii=False) + "\n"
+def schema_text(pass_options: Mapping[str, type], version: int = LANGUAGE_VERSION) -> str:
+    """The text of the schema file of a version of the language."""
+    return json.dumps(build_schema(pass_options, version, placeholders=True), indent=1, ensure_ascii=False) + "\n"
 
 
 def reference_text(pass_options: Mapping[str, type]) -> str:
@@ -53,7 +53,7 @@ def main() -> None:
         raise InternalError("docs are generated in a checkout of dmq", where=str(root))
     pass_options = {name: entry.Options for name, entry in PASSES}
     for path, content in (
-        (root / "recipes" / SCHEMA_FILE, schema_text(pass_options)),
+        *((root / "recipes" / schema_file(one), schema_text(pass_options, one)) for one in LANGUAGE_VERSIONS),
         (root / "docs" / "recipes.md", reference_text(pass_options)),
     ):
         path.write_text(content, encoding="utf-8")

@@ -28,7 +28,9 @@ def lock_document(
     """
     block = {
         "sha256": resolved.digest,
+        **({"recipe": to_plain(resolved.file)} if resolved.file else {}),
         "parents": [to_plain(parent) for parent in resolved.parents],
+        **({"params": dict(resolved.params)} if resolved.params else {}),
         "overrides": list(resolved.overrides),
         "model": dict(model),
         "environment": dict(environment),
