@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -47,6 +48,8 @@ class FilesystemSession:
                 return _within(self._seconds, lambda: self._read(url, limit, deadline), url)
             except (RemoteError, FileNotFoundError):
                 raise
+            except (TimeoutError, asyncio.TimeoutError):
+                raise RemoteError(f"not read within {self._seconds:g} s", where=redact(url)) from None
             except ImportError as error:
                 package = _EXTRA.get(self._address.protocol)
                 hint = f"pip install {package}" if package else "pip install 'dmq-fx[remotes]'"
@@ -100,7 +103,8 @@ class FilesystemSession:
                 import aiohttp
 
                 timeout = aiohttp.ClientTimeout(total=self._seconds)
-                options["client_kwargs"] = {"timeout": timeout, "trust_env": True}  # .netrc and proxies
+                # trust_env: .netrc and proxies. What comes is counted as it comes: nothing is unpacked
+                options["client_kwargs"] = {"timeout": timeout, "trust_env": True, "auto_decompress": False}
             self._filesystem = fsspec.filesystem(protocol, **options)
         return self._filesystem
 
