@@ -22,6 +22,6 @@ def completion_command(shell: Annotated[Shell, typer.Argument(help="Which shell.
     Example: [bold]dmq completion bash >> ~/.bashrc[/] (zsh: a file _dmq in a folder of $fpath; fish:
     ~/.config/fish/completions/dmq.fish)
     """
-    from typer.completion import get_completion_script
+    from typer.completion import get_completion_script  # pyright: ignore[reportPrivateImportUsage]
 
     typer.echo(get_completion_script(prog_name="dmq", complete_var="_DMQ_COMPLETE", shell=shell.value))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,7 @@ from dmq_fx.recipe.source import read_recipe_text
 from dmq_fx.recipe.tree import Node
 
 _ROUNDS = 5
+_COMMENT = re.compile(r"(?:^|(?<=\s))#[^\r\n]*[^\s]", re.MULTILINE)
 
 
 def format_text(text: str, file: str) -> str:
@@ -24,6 +27,12 @@ def format_text(text: str, file: str) -> str:
     meaning = read_recipe_text(text, file).plain()
     for _ in range(_ROUNDS):
         written = _tidy(_rewrite(text, file, lambda document: None), meaning, file)
+        lost = Counter(_COMMENT.findall(text)) - Counter(_COMMENT.findall(written))
+        if lost:
+            hint = "move it to a line of its own, outside of braces"
+            raise RecipeError(
+                f"a comment of this file cannot be kept: {next(iter(lost))[:60]!r}", where=file, hint=hint
+            )
         if written == text:
             return written
         text = written

@@ -40,11 +40,11 @@ class OpenRemote:
                     hint = f"`dmq recipe pull NAME --remote {self.remote.name}` while online"
                     raise RemoteError("offline, and nothing was fetched from it yet", where=self._where, hint=hint)
                 return self._index
-            address = self.remote.address
-            if address.is_local and not address.is_git and Path(address.url).is_dir():
-                if not (Path(address.url) / INDEX_NAME).exists():
-                    self._index = ()  # a folder that nothing was pushed to yet
-                    return self._index
+            folder = Path(self.remote.address.url)
+            is_folder = self.remote.address.is_local and not self.remote.address.is_git and folder.is_dir()
+            if is_folder and not (folder / INDEX_NAME).exists():
+                self._index = ()  # nothing was pushed to it yet
+                return self._index
             data = self._read(INDEX_NAME, BYTES_LIMIT)
             entries = parse_index(data, self._where)
             self._check_changes(entries)

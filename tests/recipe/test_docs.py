@@ -57,6 +57,11 @@ def test_the_examples_resolve(folder: Path, pass_options: Mapping[str, type]) ->
     (folder / "mine.yaml").write_text(docs_text.EXAMPLE)
     (folder / "child.yaml").write_text(docs_text.CHILD)
     assert resolve("mine.yaml", pass_options=pass_options).recipe.name == "mine/w4a8"
+    (folder / "learned.yaml").write_text(docs_text.LEARNED)
+    (folder / "uniform.yaml").write_text(docs_text.COMPOSED)
+    options = {**pass_options, **{name: entry.Options for name, entry in PASSES}}
+    uniform = resolve("uniform.yaml", pass_options=options, params=["w_bits=3"])
+    assert uniform.recipe.summary.startswith("W3A8") and uniform.conditional
     overrides = re.findall(r"^--set '?(.*?)'?$", docs_text.OVERRIDES, re.MULTILINE)
     assert len(overrides) == 6
     child = resolve("child.yaml", overrides=overrides[:3] + overrides[4:], pass_options=pass_options).recipe
