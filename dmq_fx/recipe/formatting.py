@@ -24,6 +24,7 @@ def format_text(text: str, file: str) -> str:
     Comments, quotes and the order of keys stay. Raises RecipeError for a file that is not YAML as recipes use it, and
     if what it says could not be kept.
     """
+    text = text.replace("\r\n", "\n")
     meaning = read_recipe_text(text, file).plain()
     for _ in range(_ROUNDS):
         written = _tidy(_rewrite(text, file, lambda document: None), meaning, file)
