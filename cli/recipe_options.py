@@ -20,7 +20,11 @@ SignedOption = Annotated[
 ]
 TrustedOption = Annotated[
     Path | None,
-    typer.Option("--trusted-keys", metavar="FILE", help="Allowed signers, as ssh-keygen reads them; the user's own."),
+    typer.Option(
+        "--trusted-keys",
+        metavar="FILE",
+        help="Allowed signers, as ssh-keygen reads them, instead of yours; implies --require-signed.",
+    ),
 ]
 RemoteOption = Annotated[str | None, typer.Option("--remote", metavar="NAME", help="Only this remote.")]
 

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from packaging.version import Version
 
-from dmq_fx.errors import DmqError, RecipeError, RemoteError, SignatureError, did_you_mean
+from dmq_fx.errors import DmqError, RecipeError, SignatureError, did_you_mean
 from dmq_fx.recipe.library import FILE, NO_VERSION, LibraryRecipe, list_folder, list_recipes, newest
 from dmq_fx.recipe.source import read_bytes
 from dmq_fx.recipe.versions import Reference
@@ -161,8 +161,3 @@ def _newest(reference: Reference, versions: list[Version]) -> Version | None:
 
 def _listed(entry: Entry, remote: Remote) -> Listed:
     return Listed(entry.name, Version(entry.version), remote.name, entry.sha256, entry.summary)
-
-
-def unreachable(failures: Sequence[DmqError]) -> list[str]:
-    """A line for each remote that could not be read."""
-    return [str(error).splitlines()[0] for error in failures if isinstance(error, RemoteError)]
