@@ -6,9 +6,11 @@ import typer
 
 from dmq_fx.cli.bench import bench_command
 from dmq_fx.cli.compile import compile_command
+from dmq_fx.cli.completion import completion_command
 from dmq_fx.cli.evaluate import evaluate_command
 from dmq_fx.cli.inspect import inspect_command
 from dmq_fx.cli.plan import plan_command
+from dmq_fx.cli.recipe import app as recipe_app
 from dmq_fx.cli.reference import reference_command
 from dmq_fx.cli.sample import sample_command
 from dmq_fx.cli.support import guarded, quiet
@@ -31,8 +33,10 @@ for name, command in (
     ("eval", evaluate_command),
     ("bench", bench_command),
     ("reference", reference_command),
+    ("completion", completion_command),
 ):
     app.command(name)(guarded(command))
+app.add_typer(recipe_app, name="recipe")
 
 
 def main() -> None:

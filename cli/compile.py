@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from dmq_fx.cli.plan import DEFAULT_MODEL
+from dmq_fx.cli.recipe_options import (
+    OfflineOption,
+    ParamOption,
+    SignedOption,
+    TrustedOption,
+    check_offline,
+    open_library,
+)
 from dmq_fx.cli.support import (
     DeviceOption,
     JsonOption,
@@ -27,6 +36,7 @@ def compile_command(
     model: ModelOption = DEFAULT_MODEL,
     output: Annotated[str, typer.Option("--output", "-o", help="Folder that the artifact is written to.")] = "out",
     set_: SetOption = None,
+    param: ParamOption = None,
     seed: Annotated[
         int | None,
         typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of the calibration (default: the recipe's)."),
@@ -46,6 +56,15 @@ def compile_command(
     dynamic_size: Annotated[
         bool, typer.Option("--dynamic-size", help="The result takes any height and width (UNets).")
     ] = False,
+    locked: Annotated[
+        bool, typer.Option("--locked", help="Fail if the recipe resolves to something else than its lock.")
+    ] = False,
+    lock: Annotated[
+        Path | None, typer.Option("--lock", metavar="FILE", help="The lock of --locked (default: recipe.lock.yaml).")
+    ] = None,
+    offline: OfflineOption = False,
+    require_signed: SignedOption = False,
+    trusted_keys: TrustedOption = None,
     json: JsonOption = False,
 ) -> None:
     """Compile a recipe for a model into an artifact.
@@ -55,11 +74,13 @@ def compile_command(
     from dmq_fx.checkpoint import has_checkpoint
     from dmq_fx.compiler import compile
     from dmq_fx.gates import describe_failures
+    from dmq_fx.recipe.lock import default_lock
 
     if resume and not has_checkpoint(output):
         errors.print(f"no checkpoint beside {escape(output)}: starting from the beginning")
     try:
-        with progress(enabled=not json) as show:
+        check_offline(offline, model)
+        with open_library(offline, require_signed, trusted_keys) as library, progress(enabled=not json) as show:
             result = compile(
                 recipe,
                 model=model,
@@ -73,6 +94,9 @@ def compile_command(
                 allow_pickle=allow_pickle,
                 verify_backend=verify_backend,
                 dynamic_size=dynamic_size,
+                params=param or (),
+                library=library,
+                locked=(lock or default_lock(recipe)) if locked or lock else None,
                 progress=show,
             )
     except KeyboardInterrupt:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from dmq_fx.cli.recipe_options import OfflineOption, ParamOption, check_offline, open_library
 from dmq_fx.cli.support import JsonOption, ModelOption, SetOption, output_console, print_json
 
 DEFAULT_MODEL = "builtin:ddpm-mnist"
@@ -15,6 +16,8 @@ def plan_command(
     recipe: Annotated[str, typer.Argument(help="A recipe file or a library name such as ptq/w8a8.")],
     model: ModelOption = DEFAULT_MODEL,
     set_: SetOption = None,
+    param: ParamOption = None,
+    offline: OfflineOption = False,
     backend: Annotated[
         str | None, typer.Option("--backend", help="Also the kernel that each site will get, or why none.")
     ] = None,
@@ -25,11 +28,14 @@ def plan_command(
     Example: [bold]dmq plan ptq/w4a8 --model builtin:ddpm-mnist[/]
     """
     from dmq_fx.backend_plan import plan_backend
-    from dmq_fx.compiler import plan, resolve_recipe
+    from dmq_fx.compiler import plan, resolve_recipe_for
     from dmq_fx.inspection import kernel_lines, site_rows, site_table
 
-    lowered = plan_backend(resolve_recipe(recipe, set_ or ()), model, backend) if backend else None
-    made = lowered.plan if lowered else plan(recipe, model=model, overrides=set_ or ())
+    check_offline(offline, model)
+    with open_library(offline) as library:
+        given: dict[str, Any] = {"overrides": set_ or (), "params": param or (), "library": library}
+        lowered = plan_backend(resolve_recipe_for(recipe, model, **given), model, backend) if backend else None
+        made = lowered.plan if lowered else plan(recipe, model=model, **given)
     if json:
         print_json((lowered or made).to_json())
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,10 @@ from dmq_fx.pass_api import PASSES
 from dmq_fx.pipeline import check_order, check_plan, run_passes
 from dmq_fx.planning import Plan, make_plan
 from dmq_fx.program import PassContext, Program
-from dmq_fx.recipe import ResolvedRecipe, lock_document, lock_text, resolve
+from dmq_fx.recipe import Library, ModelFacts, ResolvedRecipe, lock_document, lock_text, resolve
 from dmq_fx.roles import find_sites
+from dmq_fx.sharing.library import SharedLibrary
+from dmq_fx.sharing.provenance import check_locked
 from dmq_fx.tracing import TracedModel, graph_fingerprint, trace
 
 DEFAULT_MODEL = "builtin:ddpm-mnist"
@@ -82,15 +85,53 @@ class CompileResult:
         }
 
 
-def resolve_recipe(recipe: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> ResolvedRecipe:
-    """Resolve a recipe with the options of every installed pass; `seed` is an override of `calibration.seed`."""
+def resolve_recipe(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    *,
+    params: Sequence[str] = (),
+    model: ModelFacts | None = None,
+    library: Library | None = None,
+) -> ResolvedRecipe:
+    """Resolve a recipe with the options of every installed pass; `seed` is an override of `calibration.seed`.
+
+    params: `name=value` texts. model: what overlays are chosen by. library: where names are looked up; by default all
+    the user's places (files, dmq's library, the user's own, remotes).
+    """
     if seed is not None:
         overrides = (*overrides, f"calibration.seed={seed}")
-    options = {name: entry.Options for name, entry in PASSES}
-    resolved = resolve(recipe, overrides=tuple(overrides), pass_options=options)
+    with SharedLibrary() if library is None else nullcontext(library) as places:
+        resolved = resolve(
+            recipe,
+            overrides=tuple(overrides),
+            pass_options=pass_options(),
+            params=tuple(params),
+            model=model,
+            library=places,
+        )
     check_order(resolved.recipe.passes)
     BACKENDS.get(resolved.recipe.backend, error=RecipeError, where=f"{recipe}: backend")
     return resolved
+
+
+def pass_options() -> dict[str, type]:
+    """The passes that a recipe may name, with the dataclasses of their options."""
+    return {name: entry.Options for name, entry in PASSES}
+
+
+def model_facts(loaded: LoadedModel) -> ModelFacts:
+    """What overlays of a recipe are chosen by."""
+    parameters = sum(parameter.numel() for parameter in loaded.denoiser.parameters())
+    return ModelFacts(loaded.class_name, loaded.component, parameters)
+
+
+def resolve_recipe_for(recipe: str | Path, model: str | Path, **given: Any) -> ResolvedRecipe:
+    """`resolve_recipe` with the overlays for `model`, which is built from its config alone if there are any."""
+    resolved = resolve_recipe(recipe, **given)
+    if not resolved.conditional:
+        return resolved
+    return resolve_recipe(recipe, model=model_facts(load_denoiser_on_meta(model)), **given)
 
 
 def plan(
@@ -99,10 +140,14 @@ def plan(
     model: ModelSource = DEFAULT_MODEL,
     overrides: Sequence[str] = (),
     inputs: dict[str, Any] | None = None,
+    params: Sequence[str] = (),
+    library: Library | None = None,
 ) -> Plan:
     """What `recipe` makes of `model`, without weights: a string source is built from its config alone."""
-    resolved = resolve_recipe(recipe, overrides)
+    resolved = resolve_recipe(recipe, overrides, params=params, library=library)
     loaded = load_denoiser_on_meta(model) if isinstance(model, (str, Path)) else load_model(model)
+    if resolved.conditional:
+        resolved = resolve_recipe(recipe, overrides, params=params, model=model_facts(loaded), library=library)
     traced = trace(loaded.denoiser, inputs)
     made = make_plan(resolved.recipe, find_sites(traced), traced)
     check_plan(made, resolved.recipe.passes)
@@ -125,6 +170,9 @@ def compile(
     inputs: dict[str, Any] | None = None,
     dynamic_size: bool = False,
     cache: CalibrationCache | None = None,
+    params: Sequence[str] = (),
+    library: Library | None = None,
+    locked: str | Path | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> CompileResult:
     """Compile `recipe` for `model` into an artifact at `output`.
@@ -138,20 +186,29 @@ def compile(
     Without it such a checkpoint is discarded.
     inputs: keyword arguments of the denoiser's forward to trace it with, for a class that is not known, or for other
     shapes than its config's. dynamic_size: the graph takes any height and width (UNets).
+    params: `name=value` of the recipe's parameters. library: where names of recipes are looked up. locked: a lock that
+    the recipe must resolve to.
     progress: called with (what, done, total; total 0 if unknown).
     Gates of `expect:` are measured and returned, not raised: `CompileResult.gates`.
     Raises RecipeError, ModelError, TraceError, CalibrationError, ArtifactError.
     """
     started = time.perf_counter()
     target = check_target(Path(output), overwrite=force)
-    resolved = resolve_recipe(recipe, overrides, seed)
+    resolved = resolve_recipe(recipe, overrides, seed, params=params, library=library)
     verified_backend(resolved.recipe, verify_backend)
+    if locked is not None and not resolved.conditional:
+        check_locked(resolved, Path(locked), pass_options())
     progress("loading the model", 0, 0)
     place = parse_device(device)
     loaded = load_model(model, dtype=parse_dtype(dtype or "float32"), device=place, allow_pickle=allow_pickle)
     place, computed = _place_and_type(loaded, dtype)
     if not loaded.has_weights:
         raise ModelError("this model has no weights", where=loaded.origin, hint="`dmq plan` needs none; compile does")
+    if resolved.conditional:
+        resolved = resolve_recipe(recipe, overrides, seed, params=params, model=model_facts(loaded), library=library)
+        verified_backend(resolved.recipe, verify_backend)
+        if locked is not None:
+            check_locked(resolved, Path(locked), pass_options())
     progress("tracing", 0, 0)
     traced = trace(loaded.denoiser, inputs, dynamic_size=dynamic_size)
     made = make_plan(resolved.recipe, find_sites(traced), traced)

@@ -30,6 +30,14 @@ class RecipeError(DmqError):
     """A recipe that cannot be read, is not valid, or does not fit the model."""
 
 
+class RemoteError(DmqError):
+    """A remote of recipes that cannot be used, cannot be reached, or gives something else than it should."""
+
+
+class SignatureError(DmqError):
+    """A recipe whose signature is missing, wrong, or not by a trusted key."""
+
+
 class ModelError(DmqError):
     """A model that cannot be found, read or built."""
 

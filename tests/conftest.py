@@ -37,9 +37,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> CalibrationCache:
 
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """No test reads or writes the user's cache folder."""
+    """No test reads or writes the user's folders."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("home-cache")))
+    for kind in ("CACHE", "CONFIG", "DATA"):
+        patch.setenv(f"XDG_{kind}_HOME", str(tmp_path_factory.mktemp(f"home-{kind.lower()}")))
     yield
     patch.undo()
 

@@ -13,9 +13,10 @@ from dmq_fx.recipe.language import (
     WeightSpec,
     option,
 )
-from dmq_fx.recipe.library import LibraryRecipe, find_recipe, list_recipes
+from dmq_fx.recipe.library import Library, LibraryRecipe, find_recipe, list_recipes
 from dmq_fx.recipe.lock import LOCK_NAME, lock_document, lock_text, write_lock
 from dmq_fx.recipe.matching import first_match, matches
+from dmq_fx.recipe.overlays import ModelFacts
 from dmq_fx.recipe.problems import RecipeErrors, problems_of
 from dmq_fx.recipe.resolve import ResolvedRecipe, resolve
 from dmq_fx.recipe.schema import build_schema
@@ -25,8 +26,10 @@ __all__ = [
     "ActivationSpec",
     "Calibration",
     "Gate",
+    "Library",
     "LibraryRecipe",
     "Match",
+    "ModelFacts",
     "Parent",
     "PassSpec",
     "Recipe",

@@ -1,4 +1,4 @@
-"""Generate `docs/recipes.md` and `recipes/recipe-v1.schema.json`: `python -m dmq_fx.recipe.docs`."""
+"""Generate `docs/recipes.md` and `recipes/recipe-v*.schema.json`: `python -m dmq_fx.recipe.docs`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,23 @@ from dmq_fx.errors import InternalError, RecipeError
 from dmq_fx.recipe import docs_text as text
 from dmq_fx.recipe.checks import Checker
 from dmq_fx.recipe.keys import Key, is_group, item_type, keys_of, to_plain, union_types, value_type
-from dmq_fx.recipe.language import Lock, PassSpec, Recipe
+from dmq_fx.recipe.language import LANGUAGE_VERSION, LANGUAGE_VERSIONS, Lock, Param, PassSpec, Recipe, When
 from dmq_fx.recipe.library import list_recipes
 from dmq_fx.recipe.resolve import resolve
-from dmq_fx.recipe.schema import SCHEMA_FILE, build_schema
+from dmq_fx.recipe.schema import build_schema, schema_file
 from dmq_fx.recipe.source import read_recipe_text
 
+_FILE_KEYS = (
+    "| `extends` | string or list of string | *left out* | the recipes this one is based on (see below) |",
+    "| `params` | mapping to mapping | *left out* | values that are left open (see below) |",
+    "| `overlays` | list of mapping | *left out* | what is different for some models (see below) |",
+)
 _TYPE_NAMES = {bool: "true or false", int: "integer", float: "number", str: "string", Any: "any value"}
 
 
-def schema_text(pass_options: Mapping[str, type]) -> str:
-    """The text of the schema file."""
-    return json.dumps(build_schema(pass_options), indent=1, ensure_ascii=False) + "\n"
+def schema_text(pass_options: Mapping[str, type], version: int = LANGUAGE_VERSION) -> str:
+    """The text of the schema file of a version of the language."""
+    return json.dumps(build_schema(pass_options, version, placeholders=True), indent=1, ensure_ascii=False) + "\n"
 
 
 def reference_text(pass_options: Mapping[str, type]) -> str:
@@ -36,6 +41,9 @@ def reference_text(pass_options: Mapping[str, type]) -> str:
         text.MATCHING,
         text.SHORT_FORMS,
         text.EXTENDS.replace("{library}", library).replace("{child}", text.CHILD),
+        text.COMPOSITION.replace("{composed}", text.COMPOSED).replace("{learned}", text.LEARNED),
+        _section("`params.NAME`", Param),
+        _section("`overlays[].when`", When),
         text.OVERRIDES,
         text.LOCK,
         *(_section(name, cls) for name, cls in _groups(Lock, "`lock`")),
@@ -53,7 +61,7 @@ def main() -> None:
         raise InternalError("docs are generated in a checkout of dmq", where=str(root))
     pass_options = {name: entry.Options for name, entry in PASSES}
     for path, content in (
-        (root / "recipes" / SCHEMA_FILE, schema_text(pass_options)),
+        *((root / "recipes" / schema_file(one), schema_text(pass_options, one)) for one in LANGUAGE_VERSIONS),
         (root / "docs" / "recipes.md", reference_text(pass_options)),
     ):
         path.write_text(content, encoding="utf-8")
@@ -77,8 +85,7 @@ def _section(name: str, cls: type, level: str = "###") -> str:
         lines += [summary[0], ""]
     rows = [_row(key) for key in keys_of(cls)]
     table = ["| Key | Type | Default | Meaning |", "| --- | --- | --- | --- |", *rows] if rows else ["No options."]
-    extends = "| `extends` | string | *left out* | the recipe this one is based on (see below) |"
-    return "\n".join([*lines, *table, *([extends] if cls is Recipe else []), ""])
+    return "\n".join([*lines, *table, *(_FILE_KEYS if cls is Recipe else ()), ""])
 
 
 def _row(key: Key) -> str:

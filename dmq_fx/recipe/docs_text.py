@@ -35,6 +35,35 @@ rules:                        # stands before the parent's rules
   - {match: {role: time_embedding}, scheme: none}
 """
 
+COMPOSED = """\
+dmq: 2
+name: mine/uniform
+version: 1.0.0
+summary: W${w_bits}A${a_bits}, one file for many precisions
+extends: [mine.yaml, learned.yaml]    # a later parent stands over an earlier one
+params:
+  w_bits: {default: 4, minimum: 2, maximum: 8, help: bits of a weight}
+  a_bits: {type: integer, default: 8, choices: [6, 8]}
+schemes:
+  w4a8:
+    weight: {bits: "${w_bits}"}
+    activation: {bits: "${a_bits}"}
+rules:
+  - {name: time, match: {role: time_embedding}, scheme: none}
+overlays:
+  - when: {model_class: UNet2DConditionModel, min_parameters: 1e9}
+    calibration: {samples: 16}
+    rules:
+      - {after: time, match: {role: conditioning}, scheme: none, optional: true}
+"""
+
+LEARNED = """\
+dmq: 2
+name: mixin/learned
+passes:
+  - bias_correction: {}
+"""
+
 MISTAKES = """\
 dmq: 1
 name: mine/w4a8
@@ -58,12 +87,23 @@ It is data: it names no Python object and runs no code.
 ```yaml
 {example}```
 
-`dmq validate RECIPE` checks a recipe without a model. Editors check and complete recipes with
-`recipes/recipe-v1.schema.json`; with the YAML extension of VS Code, put this line at the top of a file:
+`dmq validate RECIPE` checks a recipe without a model; `dmq recipe check` checks many on many models. Editors check and
+complete recipes, and show what a key means, with the JSON Schemas that are installed with dmq (`recipe-v1.schema.json`,
+`recipe-v2.schema.json` in `dmq_fx/recipes`). `dmq recipe new` puts the newest beside a new recipe, and this line at its
+top, which the YAML extension of VS Code and other users of yaml-language-server read:
 
 ```yaml
-# yaml-language-server: $schema=path/to/recipe-v1.schema.json
+# yaml-language-server: $schema=./recipe-v2.schema.json
 ```
+
+How recipes are found, published, pinned and signed: [sharing recipes](sharing.md).
+
+## Versions of the language
+
+`dmq:` says the version of the language. Files of version 1 are read for ever, and mean what they meant. Version 2 has
+parameters, overlays, several parents and named rules, and with them one change: `${` in a text begins a parameter, and
+`$${` is the text. `dmq recipe migrate FILE` writes a file in the newest version; comments stay. A file may extend
+files of other versions. A version that this dmq does not know is an error that says so, and nothing else of the file.
 
 ## Keys
 
@@ -113,11 +153,13 @@ A recipe is named by a path (`recipe.yaml`) or by its name in the library, with 
 | `ptq/w8a8@~1.2` | 1.2.0 and newer, below 1.3 |
 | `ptq/w8a8@>=1,<3` | what the specifiers allow |
 
+Names are looked up in dmq's library, the user's own, and then in remotes: see [sharing recipes](sharing.md).
+
 The library holds:
 
 {library}
 
-`extends` names one parent, by the same references; a path is relative to the file.
+`extends` names a parent, by the same references; a path is relative to the file.
 
 ```yaml
 {child}```
@@ -129,6 +171,38 @@ The library holds:
 - `source`, `budget` and `backend` are the parent's unless the child has its own.
 - `dmq`, `name`, `version` and `summary` are not inherited.
 - Parents can have parents, up to 16 files in all.
+"""
+
+COMPOSITION = """\
+## Parameters, overlays, several parents, named rules
+
+All of this is of version 2 of the language. The example extends `mine.yaml` from above and this file:
+
+```yaml
+{learned}```
+
+```yaml
+{composed}```
+
+    dmq compile uniform.yaml -p w_bits=3 -p a_bits=6
+
+- `params` declares values that are left open. `"${w_bits}"` as a whole value becomes the typed value (quotes are
+  needed inside braces); inside a longer text it is written out; `$${` is the text `${`. A value is checked against the
+  parameter's type and limits, and then like any value of the recipe. Every parameter has a default. A child declares
+  more, or changes defaults; what is given with `-p` counts for all files. Only declared names can stand there: there
+  are no expressions, no environment, no files. `dmq`, `name`, `version`, `extends` and `when` have no parameters.
+- `extends` with a list: a later parent stands over an earlier one, and the file over all of them. What several parents
+  extend is merged once, below all of them (the order of Python's classes, C3). A parent beside others need not be a
+  whole recipe: it may hold passes alone.
+- A rule with a `name` can be meant by children: a child's rule `before: NAME` or `after: NAME` stands there instead of
+  in front of everything, and one with the same `name` takes its place. `--set rules.NAME.scheme=none` means it, too.
+- `overlays` are keys that stand over this file's own, for models that `when` describes; later ones stand over earlier
+  ones, and a child's file over its parents' overlays. They are applied when the model is known (`plan`, `compile`); a
+  lock holds the recipe for its model, without overlays. Without a model each overlay is checked by itself.
+
+Merging is associative as long as no rule has a name or place and no mapping stands over a `none`: a recipe over its
+parent, over its grandparent, is the same whichever two are merged first.
+
 """
 
 OVERRIDES = """\
@@ -155,6 +229,10 @@ LOCK = """\
 A compile writes `recipe.lock.yaml`: the recipe with every default and parent written out, and a `lock:` block. A lock
 is itself a recipe: resolving it gives the same digest, the SHA-256 of the recipe as canonical JSON. A lock whose
 recipe no longer has the SHA-256 in its block is refused: change it with `--set`, or remove the block.
+
+`dmq recipe lock RECIPE` writes a lock without a compile. `dmq compile RECIPE --locked` compares what the recipe
+resolves to with the lock (`recipe.lock.yaml` beside the recipe file, or `--lock FILE`) and fails if a value, a parent
+or a file is another.
 """
 
 ERRORS = """\

@@ -10,6 +10,7 @@ from jsonschema import Draft202012Validator, validators
 from jsonschema.exceptions import ValidationError
 
 from dmq_fx.errors import did_you_mean
+from dmq_fx.recipe.language import LANGUAGE_VERSIONS
 from dmq_fx.recipe.problems import Problem
 from dmq_fx.recipe.source import describe, shorten
 from dmq_fx.recipe.tree import Node
@@ -22,9 +23,15 @@ _TYPE_WORDS = {
     "array": "a list",
     "object": "a mapping",
 }
+_SECOND = ("params", "overlays", "before", "after")
+"""Keys that came with version 2 of the language; `name` of a rule did, too."""
+_NEWER = "it came with version 2 of the language: `dmq recipe migrate FILE` writes a file in it"
 _FORMS = {
     "name": "must be of the form family/name (letters, digits, '.', '_' and '-')",
     "version": "must be a semantic version such as 1.0.0",
+    "params": "the name of a parameter is made of letters, digits and '_'",
+    "before": "must be the name of a rule (letters, digits, '_' and '-')",
+    "after": "must be the name of a rule (letters, digits, '_' and '-')",
     "schemes": "the name of a scheme is made of letters, digits, '_', '+' and '-'",
 }
 
@@ -89,13 +96,18 @@ def _explain(error: ValidationError, tree: Node) -> Iterator[Problem]:
         yield _unknown_choice(node, path, list(schema["enum"]))
     elif error.validator in ("type", "anyOf"):
         message = f"{_subject(path)} must be {_expected(schema)}, got {describe(node.value)}"
-        yield Problem(node.where, message, _type_hint(node.value, schema))
+        newer = path == ["extends"] and node.is_list
+        hint = f"several parents: {_NEWER}" if newer else _type_hint(node.value, schema)
+        yield Problem(node.where, message, hint)
+    elif error.validator == "minProperties" and path[-1:] == ["when"]:
+        yield Problem(node.where, "an overlay for every model has no conditions", "give `when:` some, or leave it out")
     elif error.validator in ("minProperties", "maxProperties"):
         names = ", ".join(node.value) or "none"
         hint = "put each pass on a line of its own: `- name: {options}`"
         yield Problem(node.where, f"an entry of passes names one pass, got {names}", hint)
     elif error.validator == "pattern":
-        form = _FORMS.get(_word(path), f"must match {schema['pattern']}")
+        named = "before" if path[:1] == ["rules"] else _word(path)
+        form = _FORMS.get(named, f"must match {schema['pattern']}")
         yield Problem(node.where, f"{_subject(path)} {form}, got {shorten(node.value)}")
     elif error.validator == "not":  # the bare name of a pass
         yield Problem(node.where, f"the pass {node.value!r} needs options", f"write `{node.value}: {{...}}`")
@@ -110,13 +122,16 @@ def _unknown_keys(node: Node, path: list[Any], known: list[str]) -> Iterator[Pro
     for key in node.value:
         if key not in known:
             hint = did_you_mean(key, known) or f"known: {', '.join(known)}"
+            if key in _SECOND or (key == "name" and path[:1] == ["rules"]):
+                hint = _NEWER
             inside = "" if noun == "pass" else _inside(path)
             yield Problem(node.keys[key], f"unknown {noun} {shorten(key)}{inside}", hint)
 
 
 def _unknown_choice(node: Node, path: list[Any], known: list[Any]) -> Problem:
     if path == ["dmq"]:
-        message = f"this is version {node.value} of the recipe language, and this dmq reads version {known[-1]}"
+        reads = f"versions {LANGUAGE_VERSIONS[0]} to {LANGUAGE_VERSIONS[-1]}"
+        message = f"this is version {node.value} of the recipe language, and this dmq reads {reads}"
         return Problem(node.where, message, "update dmq, or write the recipe in the older version")
     if not isinstance(node.value, str):
         return Problem(node.where, f"{_subject(path)} must be {_one_of(known)}, got {node.value}")

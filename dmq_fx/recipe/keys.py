@@ -13,7 +13,7 @@ from dmq_fx.errors import InternalError
 NONE = "none"
 """How a recipe writes None."""
 
-_LIMITS = {"choices", "pattern", "keys", "key_pattern", "min_items", "omit"} | {
+_LIMITS = {"choices", "pattern", "keys", "key_pattern", "min_items", "omit", "since"} | {
     "minimum",
     "maximum",
     "exclusive_minimum",
@@ -36,6 +36,11 @@ class Key:
     @property
     def omit(self) -> bool:
         return bool(self.limits.get("omit"))
+
+    @property
+    def since(self) -> int:
+        """The version of the language that has the key."""
+        return self.limits.get("since", 1)
 
     @property
     def writes_none(self) -> bool:

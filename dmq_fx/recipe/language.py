@@ -12,7 +12,13 @@ from typing import Any
 from dmq_fx.budget import DEFAULT_BUDGET, DIVISORS
 from dmq_fx.sites import OPS, ROLES
 
-LANGUAGE_VERSION = 1
+LANGUAGE_VERSIONS = (1, 2)
+"""Versions of the language that are read. A version stays readable for ever; `dmq recipe migrate` writes the newest.
+
+2: `${...}` in a text is a parameter (and `$${` the text), `params`, `overlays`, several parents, named rules.
+"""
+
+LANGUAGE_VERSION = LANGUAGE_VERSIONS[-1]
 
 METRICS = (
     "weight_megabytes",
@@ -29,6 +35,8 @@ METRICS = (
 RECIPE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9][A-Za-z0-9._-]{0,63}){1,2}"
 RECIPE_VERSION = r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}(-?(a|b|rc)\.?[0-9]{1,9})?"
 SCHEME_NAME = r"[A-Za-z0-9][A-Za-z0-9_+-]{0,63}"
+RULE_NAME = r"[A-Za-z][A-Za-z0-9_-]{0,63}"
+PARAM_NAME = r"[A-Za-z_][A-Za-z0-9_]{0,63}"
 
 
 def option(help: str, *, default: Any = ..., factory: Any = ..., **limits: Any) -> Any:
@@ -36,7 +44,8 @@ def option(help: str, *, default: Any = ..., factory: Any = ..., **limits: Any) 
 
     Limits: `choices`, `minimum`, `maximum`, `exclusive_minimum`, `exclusive_maximum`, `pattern` of a value or of a
     list's items; `min_items` of a list; `keys` (the known ones) or `key_pattern` of a mapping. `omit=True`: leaving
-    the key out is a value of its own, so a resolved recipe leaves it out too.
+    the key out is a value of its own, so a resolved recipe leaves it out too. `since`: the version of the language
+    that has the key, if not the first.
     """
     metadata = {"help": help, **limits}
     if factory is not ...:
@@ -120,6 +129,19 @@ class Match:
 class Rule:
     """A match and the scheme and passes it gives. The first rule that matches a site wins."""
 
+    name: str | None = option(
+        "name of the rule: a child's rule with this name takes its place",
+        default=None,
+        omit=True,
+        pattern=RULE_NAME,
+        since=2,
+    )
+    before: str | None = option(
+        "stands in front of the parent's rule of this name", default=None, omit=True, pattern=RULE_NAME, since=2
+    )
+    after: str | None = option(
+        "stands behind the parent's rule of this name", default=None, omit=True, pattern=RULE_NAME, since=2
+    )
     match: Match = option("which sites", factory=Match)
     scheme: str = option("name of a scheme, or `none` for full precision")
     passes: tuple[str, ...] | None = option(
@@ -167,7 +189,7 @@ class Gate:
 class Recipe:
     """A resolved recipe: parents merged, overrides applied, defaults written out."""
 
-    dmq: int = option("version of the recipe language", choices=(LANGUAGE_VERSION,))
+    dmq: int = option("version of the recipe language", choices=LANGUAGE_VERSIONS)
     name: str = option("name, as `family/name` or `family/group/name`", pattern=RECIPE_NAME)
     version: str = option("semantic version of this recipe", default="0.0.0", pattern=RECIPE_VERSION)
     summary: str = option("one line of what it does", default="")
@@ -187,12 +209,48 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Param:
+    """A value that a recipe leaves open: written `${NAME}` where it is used, given with `-p NAME=VALUE`."""
+
+    type: str | None = option(
+        "kind of the value; the default's if left out",
+        default=None,
+        omit=True,
+        choices=("integer", "number", "boolean", "string"),
+    )
+    default: bool | int | float | str | None = option("the value if none is given", default=None, omit=True)
+    help: str = option("one line of what it sets", default="")
+    choices: tuple[int | float | str, ...] = option("the values it can have", default=(), omit=True, min_items=1)
+    minimum: float | None = option("smallest value", default=None, omit=True)
+    maximum: float | None = option("largest value", default=None, omit=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class When:
+    """Which models an overlay is for. All given conditions must hold; a list means any of its items."""
+
+    model_class: tuple[str, ...] = option(
+        "class of the denoiser, such as UNet2DConditionModel", default=(), omit=True, min_items=1
+    )
+    component: tuple[str, ...] = option(
+        "what a pipeline calls it: unet, transformer or denoiser", default=(), omit=True, min_items=1
+    )
+    min_parameters: int | None = option("at least this many parameters", default=None, omit=True, minimum=0)
+    max_parameters: int | None = option("at most this many parameters", default=None, omit=True, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parent:
     """A recipe that another one extends, as it was when it was resolved."""
 
-    name: str = option("name of the parent")
-    version: str = option("version of the parent")
-    sha256: str = option("SHA-256 of the parent's file", pattern="[0-9a-f]{64}")
+    name: str = option("name of the recipe")
+    version: str = option("version of the recipe")
+    sha256: str = option("SHA-256 of the recipe's file", pattern="[0-9a-f]{64}")
+    origin: str | None = option(
+        "`file`, `user library` or a remote's address; left out for the library that comes with dmq",
+        default=None,
+        omit=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +258,9 @@ class Lock:
     """The `lock:` block of a lock file: what a compile was made from. Written by dmq, never by hand."""
 
     sha256: str = option("SHA-256 of the recipe (this file without the block)", pattern="[0-9a-f]{64}")
+    recipe: Parent | None = option("the recipe's own file", default=None, omit=True)
     parents: tuple[Parent, ...] = option("recipes it extends, nearest first", default=())
+    params: dict[str, Any] = option("values of its parameters", factory=dict, omit=True)
     overrides: tuple[str, ...] = option("`--set` values, in order", default=())
     model: dict[str, Any] = option("fingerprint, origin and class of the model", factory=dict)
     environment: dict[str, Any] = option("versions of the packages it was compiled with", factory=dict)

@@ -19,6 +19,12 @@ _HEADER = (
 )
 
 
+def default_lock(recipe: str | Path) -> Path:
+    """Where the lock of a recipe is looked for: beside a recipe file, else in the current folder."""
+    path = Path(recipe)
+    return path.parent / LOCK_NAME if path.suffix in (".yaml", ".yml") else Path(LOCK_NAME)
+
+
 def lock_document(
     resolved: ResolvedRecipe, *, model: Mapping[str, Any], environment: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
@@ -28,7 +34,9 @@ def lock_document(
     """
     block = {
         "sha256": resolved.digest,
+        **({"recipe": to_plain(resolved.file)} if resolved.file else {}),
         "parents": [to_plain(parent) for parent in resolved.parents],
+        **({"params": dict(resolved.params)} if resolved.params else {}),
         "overrides": list(resolved.overrides),
         "model": dict(model),
         "environment": dict(environment),

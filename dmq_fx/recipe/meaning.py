@@ -15,6 +15,9 @@ from dmq_fx.recipe.matching import REGEX_PREFIX
 from dmq_fx.recipe.problems import Problem
 from dmq_fx.recipe.tree import Node
 
+PLACES = ("before", "after")
+"""Keys of a rule that say where it stands among the parent's; a merge takes them off."""
+
 CATCH_ALL = "{}"
 """`match_key` of a rule that takes every site."""
 
@@ -26,6 +29,19 @@ def value_problems(tree: Node) -> Iterator[Problem]:
     for rule in rules:
         yield from _match(rule)
     yield from _unreachable(rules)
+    for overlay in _list(tree, "overlays"):
+        yield from value_problems(overlay)
+
+
+def file_problems(tree: Node) -> Iterator[Problem]:
+    """Problems of what only a file can say: names and places of its rules."""
+    yield from _named_rules(_list(tree, "rules"))
+    for overlay in _list(tree, "overlays"):
+        yield from _named_rules(_list(overlay, "rules"))
+        when = overlay.get("when")
+        low, high = (when.get(key) if when else None for key in ("min_parameters", "max_parameters"))
+        if low and high and isinstance(low.value, int) and isinstance(high.value, int) and low.value > high.value:
+            yield Problem(low.where, f"min_parameters {low.value} is more than max_parameters {high.value}")
 
 
 def reference_problems(tree: Node) -> Iterator[Problem]:
@@ -92,12 +108,25 @@ def _unreachable(rules: tuple[Node, ...]) -> Iterator[Problem]:
     for rule in rules:
         key = match_key(rule)
         before = taken.get(CATCH_ALL) or taken.get(key)
-        if before is not None and rule.is_mapping:
+        if before is not None and rule.is_mapping and not any(rule.get(place) for place in PLACES):
             what = "every site" if match_key(before) == CATCH_ALL else "the same sites"
             message = f"this rule never applies: the rule at {_place(before, rule)} takes {what}"
             yield Problem(rule.where, message, "the first rule that matches wins: put the narrower rule first")
-        if rule.is_mapping:
+        if rule.is_mapping and not any(rule.get(place) for place in PLACES):
             taken.setdefault(key, rule)
+
+
+def _named_rules(rules: tuple[Node, ...]) -> Iterator[Problem]:
+    first: dict[str, Node] = {}
+    for rule in rules:
+        name, before, after = (rule.get(key) for key in ("name", "before", "after"))
+        if before and after:
+            yield Problem(after.where, "a rule stands before or after another one, not both", "keep one of the two")
+        if name and isinstance(name.value, str):
+            if name.value in first:
+                message = f"two rules are named {name.value!r} (first at {_place(first[name.value], name)})"
+                yield Problem(name.where, message, "a name belongs to one rule")
+            first.setdefault(name.value, name)
 
 
 def match_key(rule: Node) -> str:

@@ -14,9 +14,17 @@ from dmq_fx.recipe.language import PassSpec, Recipe
 from dmq_fx.recipe.tree import Node, from_plain
 
 
-def write_out(tree: Node, pass_options: Mapping[str, type]) -> Node:
-    """`tree` without short forms; what does not fit the language is left as it is, for the checks to find."""
-    return _Normalizer(pass_options, defaults=False).value(tree, Recipe)
+def write_out(tree: Node, pass_options: Mapping[str, type], kind: type = Recipe) -> Node:
+    """`tree` without short forms; what does not fit the language is left as it is, for the checks to find.
+
+    Overlays of a recipe are recipes in part, and are written out too.
+    """
+    written = _Normalizer(pass_options, defaults=False).value(tree, kind)
+    overlays = written.get("overlays")
+    if kind is not Recipe or overlays is None or not overlays.is_list:
+        return written
+    changed = Node(tuple(write_out(entry, pass_options) for entry in overlays.entries()), overlays.where)
+    return written.with_key("overlays", changed, overlays.where)
 
 
 def fill_in(tree: Node, pass_options: Mapping[str, type]) -> Node:

@@ -9,14 +9,14 @@ from dmq_fx.recipe.keys import NONE
 from dmq_fx.recipe.tree import Node, Position
 from dmq_fx.recipe.yaml_reader import read_value
 
-_FILE_ONLY = ("extends", "lock")
+_FILE_ONLY = ("extends", "lock", "params", "overlays")
 
 
 def apply_override(tree: Node, override: str) -> Node:
     """`tree` (in normal form, defaults written out) with one value replaced by `override`, as `key.path=value`.
 
-    Schemes and passes are addressed by name, rules by their number from 0. The new value is placed at
-    `--set key.path=value`; the caller checks the recipe again.
+    Schemes, passes and rules with a name are addressed by it, other rules by their number from 0. The new value is
+    placed at `--set key.path=value`; the caller checks the recipe again.
     """
     where = Position(f"--set {override}")
     path, equals, text = override.partition("=")
@@ -58,11 +58,19 @@ def _index(node: Node, step: str, where: Position, done: tuple[str, ...]) -> int
         if step not in names:
             raise _unknown("pass", step, names, where)
         return names.index(step)
+    named = [place for place, entry in enumerate(node.entries()) if done == ("rules",) and _is_named(entry, step)]
+    if named:
+        return named[0]
     path, size = ".".join(done), len(node.entries())
     if not (step.isascii() and step.isdigit() and len(step) < 9 and int(step) < size):
         known = f"0 to {size - 1}" if size else "it is empty"
         raise RecipeError(f"{path} has no entry {step!r}", where=str(where), hint=f"entries are numbered: {known}")
     return int(step)
+
+
+def _is_named(rule: Node, name: str) -> bool:
+    found = rule.get("name")
+    return found is not None and found.value == name
 
 
 def _unknown(kind: str, name: str, known: Iterable[str], where: Position) -> RecipeError:

@@ -24,10 +24,17 @@ class Source:
     sha256: str
 
 
-def read_source(path: Path) -> Source:
-    """Read and parse the file at `path`; the root of its tree is a mapping."""
-    data = _read_bytes(path)
-    return Source(str(path), read_recipe_text(_decode(data, str(path)), str(path)), hashlib.sha256(data).hexdigest())
+def read_source(path: Path, sha256: str | None = None) -> Source:
+    """Read and parse the file at `path`; the root of its tree is a mapping.
+
+    sha256: what the file must have; it is compared before anything is parsed.
+    """
+    data = read_bytes(path)
+    digest = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and digest != sha256:
+        message = f"the file was changed: it has the SHA-256 {digest[:12]}…, not {sha256[:12]}…"
+        raise RecipeError(message, where=str(path), hint="remove it, and pull the recipe again")
+    return Source(str(path), read_recipe_text(decode(data, str(path)), str(path)), digest)
 
 
 def read_recipe_text(text: str, file: str) -> Node:
@@ -60,7 +67,8 @@ def shorten(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a recipe file, at most `SIZE_LIMIT` of them."""
     try:
         with path.open("rb") as file:
             data = file.read(SIZE_LIMIT + 1)
@@ -85,7 +93,8 @@ def _neighbours(path: Path) -> str | None:
     return did_you_mean(path.name, names)
 
 
-def _decode(data: bytes, file: str) -> str:
+def decode(data: bytes, file: str) -> str:
+    """The text of a recipe file."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -22,6 +22,11 @@ class Reference:
     wanted: str
     specifiers: SpecifierSet
 
+    @property
+    def is_exact(self) -> bool:
+        """It names one version."""
+        return self.wanted.strip()[:1].isdigit()
+
     def newest(self, versions: list[Version]) -> Version | None:
         """The newest version that will do; a pre-release only if nothing else does or it is asked for."""
         return max(self.specifiers.filter(versions), default=None)

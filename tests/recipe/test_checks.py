@@ -184,8 +184,8 @@ def test_names_of_recipes(failure: Failure, name: str) -> None:
 
 
 def test_another_version_of_the_language_is_the_only_error(failure: Failure) -> None:
-    assert failure("dmq: 2\nname: x\nnew_key: 3") == (
-        "recipe.yaml:1:6: this is version 2 of the recipe language, and this dmq reads version 1\n"
+    assert failure("dmq: 3\nname: x\nnew_key: 3") == (
+        "recipe.yaml:1:6: this is version 3 of the recipe language, and this dmq reads versions 1 to 2\n"
         "  hint: update dmq, or write the recipe in the older version"
     )
 

@@ -12,7 +12,8 @@ from jsonschema import Draft202012Validator
 from dmq_fx.pass_api import PASSES
 from dmq_fx.recipe import build_schema, docs_text, resolve
 from dmq_fx.recipe.docs import reference_text, schema_text
-from dmq_fx.recipe.schema import SCHEMA_FILE
+from dmq_fx.recipe.language import LANGUAGE_VERSIONS
+from dmq_fx.recipe.schema import schema_file
 
 ROOT = Path(__file__).parents[2]
 HINT = "run `python -m dmq_fx.recipe.docs`"
@@ -23,8 +24,9 @@ def real_passes() -> Mapping[str, type]:
     return {name: entry.Options for name, entry in PASSES}
 
 
-def test_the_schema_file_is_up_to_date(real_passes: Mapping[str, type]) -> None:
-    assert (ROOT / "recipes" / SCHEMA_FILE).read_text("utf-8") == schema_text(real_passes), HINT
+@pytest.mark.parametrize("version", LANGUAGE_VERSIONS)
+def test_the_schema_files_are_up_to_date(real_passes: Mapping[str, type], version: int) -> None:
+    assert (ROOT / "recipes" / schema_file(version)).read_text("utf-8") == schema_text(real_passes, version), HINT
 
 
 def test_the_reference_is_up_to_date(real_passes: Mapping[str, type]) -> None:
@@ -40,7 +42,7 @@ def test_the_schema_is_a_schema_and_does_not_depend_on_order(pass_options: Mappi
 def test_no_mapping_takes_keys_it_does_not_know(pass_options: Mapping[str, type]) -> None:
     def walk(schema: object, path: str) -> None:
         if isinstance(schema, dict):
-            if schema.get("type") == "object" and path not in ("/lock/model", "/lock/environment"):
+            if schema.get("type") == "object" and path not in ("/lock/model", "/lock/environment", "/lock/params"):
                 assert "additionalProperties" in schema, path
             for key, item in schema.items():
                 walk(item, path if key == "properties" else f"{path}/{key}")
@@ -55,6 +57,11 @@ def test_the_examples_resolve(folder: Path, pass_options: Mapping[str, type]) ->
     (folder / "mine.yaml").write_text(docs_text.EXAMPLE)
     (folder / "child.yaml").write_text(docs_text.CHILD)
     assert resolve("mine.yaml", pass_options=pass_options).recipe.name == "mine/w4a8"
+    (folder / "learned.yaml").write_text(docs_text.LEARNED)
+    (folder / "uniform.yaml").write_text(docs_text.COMPOSED)
+    options = {**pass_options, **{name: entry.Options for name, entry in PASSES}}
+    uniform = resolve("uniform.yaml", pass_options=options, params=["w_bits=3"])
+    assert uniform.recipe.summary.startswith("W3A8") and uniform.conditional
     overrides = re.findall(r"^--set '?(.*?)'?$", docs_text.OVERRIDES, re.MULTILINE)
     assert len(overrides) == 6
     child = resolve("child.yaml", overrides=overrides[:3] + overrides[4:], pass_options=pass_options).recipe

@@ -78,7 +78,8 @@ def scalars(schema: Mapping[str, Any]) -> SearchStrategy[Any]:
 def documents(draw: DrawFn, pass_options: Mapping[str, type]) -> dict[str, Any]:
     """A document that the schema takes, whether or not its names refer to something."""
     schema = build_schema(pass_options)
-    recipe = {**schema, "properties": {k: v for k, v in schema["properties"].items() if k not in ("extends", "lock")}}
+    of_files = ("extends", "lock", "params", "overlays")
+    recipe = {**schema, "properties": {k: v for k, v in schema["properties"].items() if k not in of_files}}
     return draw(mappings(recipe, {**schema["else"], "required": schema["required"]}))
 
 
@@ -95,6 +96,8 @@ def recipes(draw: DrawFn, pass_options: Mapping[str, type]) -> dict[str, Any]:
     document["passes"] = list(entries.values())
     for rule in document.setdefault("rules", []):
         rule["scheme"] = draw(st.sampled_from([*schemes, "none"]))
+        for place in ("before", "after", "name"):  # of a rule among a parent's; names are unique
+            rule.pop(place, None)
         match = rule.setdefault("match", {})
         match["name"] = draw(st.lists(st.sampled_from(["a.*", "re:a+", "b", "*"]), min_size=1))
         match.pop("max_channels", None)

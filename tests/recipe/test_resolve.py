@@ -205,7 +205,8 @@ def test_errors_of_a_child_come_before_its_parent_is_read(failure: Callable[...,
         "recipe.yaml:3:10: the library has no recipe 'ptq/w9a9'\n  hint: did you mean 'ptq/w"
     )
     assert failure(text.replace("nowhere.yaml", "[a, b]").replace("3", "w")) == (
-        "recipe.yaml:3:10: extends must be a string, got a list"
+        "recipe.yaml:3:10: extends must be a string, got a list\n"
+        "  hint: several parents: it came with version 2 of the language: `dmq recipe migrate FILE` writes a file in it"
     )
 
 

@@ -1,0 +1,48 @@
+"""`dmq recipe pull`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dmq_fx.cli.recipe_options import (
+    RemoteOption,
+    SignedOption,
+    TrustedOption,
+    open_library,
+    pass_options,
+)
+from dmq_fx.cli.support import JsonOption, print_json
+
+
+def pull_command(
+    recipes: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names, with the versions that will do.")],
+    remote: RemoteOption = None,
+    require_signed: SignedOption = False,
+    trusted_keys: TrustedOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Fetch recipes and all that they extend into the cache, so that they can be used with --offline.
+
+    Example: [bold]dmq recipe pull lab/w4a8@^1[/]
+    """
+    from dmq_fx.recipe import resolve
+    from dmq_fx.recipe.keys import to_plain
+    from dmq_fx.recipe.versions import parse_reference
+
+    pulled = []
+    for recipe in recipes:
+        if remote is not None:  # of that one; its parents may be elsewhere
+            with open_library(False, require_signed, trusted_keys, remote) as only:
+                recipe = only.find(parse_reference(recipe)).reference
+        with open_library(False, require_signed, trusted_keys) as library:
+            found = resolve(recipe, pass_options=pass_options(), library=library)
+        pulled.append([to_plain(one) for one in ([found.file] if found.file else []) + list(found.parents)])
+    if json:
+        print_json({"pulled": pulled})
+        return
+    for files in pulled:
+        for place, one in enumerate(files):
+            origin = f"  {one['origin']}" if "origin" in one else ""
+            typer.echo(f"{'  ' if place else ''}{one['name']}@{one['version']}  {one['sha256'][:16]}…{origin}")

@@ -1,0 +1,43 @@
+"""The text of a new recipe, with a line that lets editors check it and complete its keys."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from dmq_fx.errors import RecipeError
+from dmq_fx.recipe.language import LANGUAGE_VERSION, RECIPE_NAME
+from dmq_fx.recipe.library import PACKAGE
+from dmq_fx.recipe.resolve import ResolvedRecipe
+from dmq_fx.recipe.schema import schema_file
+
+
+def new_text(name: str, parent: str, resolved: ResolvedRecipe) -> str:
+    """A recipe called `name` that extends `parent` (which resolves to `resolved`) and changes nothing yet."""
+    if not re.fullmatch(RECIPE_NAME, name):
+        hint = "family/name, of letters, digits, '.', '_' and '-'"
+        raise RecipeError(f"{name[:80]!r} is not the name of a recipe", hint=hint)
+    recipe = resolved.recipe
+    schemes = ", ".join(recipe.schemes) or "none"
+    passes = ", ".join(entry.name for entry in recipe.passes) or "none"
+    rules = ", ".join(rule.name for rule in recipe.rules if rule.name)
+    return (
+        f"# yaml-language-server: $schema=./{schema_file()}\n"
+        f"dmq: {LANGUAGE_VERSION}\n"
+        f"name: {name}\n"
+        "version: 0.1.0\n"
+        'summary: ""\n'
+        f"extends: {parent}\n"
+        f"# The parent's schemes: {schemes}; passes: {passes}{f'; named rules: {rules}' if rules else ''}.\n"
+        "# Keys merge with the parent's and win; rules stand before the parent's. `dmq recipe show` prints all of it.\n"
+    )
+
+
+def write_schema(folder: Path) -> Path:
+    """Put the language's schema into `folder`, where recipes name it."""
+    target = folder / schema_file()
+    text = (files(PACKAGE) / schema_file()).read_text("utf-8")
+    if not target.is_file() or target.read_text("utf-8") != text:
+        target.write_text(text, encoding="utf-8")
+    return target
