@@ -9,7 +9,6 @@ from typing import Any
 from dmq_fx.calibration.ranges import calibrate
 from dmq_fx.checkpoint import Checkpoint
 from dmq_fx.errors import InternalError, RecipeError
-from dmq_fx.numerics import quantize_weight
 from dmq_fx.pass_api import PASSES
 from dmq_fx.program import (
     PassContext,
@@ -114,7 +113,7 @@ def _round(program: Program, context: PassContext) -> None:
     planned = {p.site.weight: p for p in program.plan.sites if p.weight and p.site.weight}
     for done, (name, site) in enumerate(planned.items()):
         if name not in program.weights and site.weight is not None:
-            program.weights[name] = quantize_weight(program.scaled_weight(site), site.weight)
+            program.weights[name] = program.nearest_weight(site)
         context.progress("rounding weights", done + 1, len(planned))
 
 

@@ -13,10 +13,11 @@ from dmq_fx.budget import DEFAULT_BUDGET
 from dmq_fx.calibration.store import CalibrationSet
 from dmq_fx.checkpoint import PassCheckpoint
 from dmq_fx.errors import InternalError
-from dmq_fx.numerics import QParams, QuantizedWeight
+from dmq_fx.numerics import QParams, QuantizedWeight, quantize_weight
 from dmq_fx.planning import Plan, PlannedSite
 from dmq_fx.program.graph_tools import get_tensor, nodes_by_name, working_copy
 from dmq_fx.recipe.language import ActivationSpec
+from dmq_fx.sampling import Sampler
 from dmq_fx.tracing import TracedModel
 
 
@@ -111,6 +112,11 @@ class Program:
         gamma = self.input_scale(planned)
         return weight if gamma is None else weight * along_inputs(gamma, weight)
 
+    def nearest_weight(self, planned: PlannedSite) -> QuantizedWeight:
+        """Integers of nearest rounding of a site's weight."""
+        assert planned.weight is not None
+        return quantize_weight(self.scaled_weight(planned), planned.weight)
+
     def effective_weight(self, planned: PlannedSite, values: Tensor) -> Tensor:
         """What `values` in place of W * gamma amount to on an input that is not scaled: values / gamma.
 
@@ -131,7 +137,8 @@ class PassContext:
     """What a pass may use beside the program: the calibration inputs, a seed, and a way to tell progress.
 
     progress: called with (what, done, total). checkpoint: where this pass keeps how far it is; None if nowhere.
-    budget: the recipe's, for `dmq_fx.budget`.
+    budget: the recipe's, for `dmq_fx.budget`. sampler: the one that calibration inputs are captured from, for passes
+    that learn along trajectories of their own.
     """
 
     calibration: CalibrationSet | None
@@ -140,3 +147,4 @@ class PassContext:
     progress: Callable[[str, int, int], None]
     checkpoint: PassCheckpoint | None = None
     budget: str = DEFAULT_BUDGET
+    sampler: Sampler | None = None
