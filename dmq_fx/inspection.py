@@ -65,7 +65,7 @@ def site_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column("kernel", overflow="fold")
     for row in rows:
         cells = [row["name"], row["op"], " ".join(row["roles"]), "×".join(str(size) for size in row["shape"])]
-        cells += [row["scheme"], _bits(row.get("weight")), _bits(row.get("activation"))]
+        cells += [row["scheme"], _bits(row.get("weight"), row.get("widths")), _bits(row.get("activation"))]
         if passes:
             cells.append(" ".join(row["passes"]))
         cells.append("" if row.get("bytes") is None else f"{row['bytes'] / 1000:.1f}")
@@ -83,8 +83,13 @@ def kernel_lines(backend: str, kernels: Mapping[str, Kernel]) -> list[str]:
     return [f"{backend}: {count} sites {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1])]
 
 
-def _bits(spec: Mapping[str, Any] | None) -> str:
-    return str(spec["bits"]) if spec else "-"
+def _bits(spec: Mapping[str, Any] | None, widths: Sequence[Sequence[int]] | None = None) -> str:
+    """Bits of a precision, or from the fewest to the most that output channels have."""
+    if not spec:
+        return "-"
+    if not widths:
+        return str(spec["bits"])
+    return f"{widths[0][0]}-{widths[-1][0]}" if len(widths) > 1 else str(widths[0][0])
 
 
 def site_table_html(title: str, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -17,7 +17,7 @@ from dmq_fx.calibration.minibatches import Minibatches
 from dmq_fx.calibration.reconstruction import LearningSettings, UnitReconstruction
 from dmq_fx.calibration.value_store import Rows, ValueStore
 from dmq_fx.errors import CalibrationError
-from dmq_fx.numerics import QuantizedWeight, quantize_weight
+from dmq_fx.numerics import QuantizedWeight
 from dmq_fx.numerics.adaround import Rounding, RoundingSchedule
 from dmq_fx.pass_api import PASSES, PassResult
 from dmq_fx.planning import PlannedSite
@@ -170,8 +170,7 @@ def _start(program: Program) -> Run:
     for name, planned in sites.items():
         nearest = program.weights.get(name)
         if nearest is None or "adaround" in planned.passes:
-            assert planned.weight is not None
-            nearest = quantize_weight(program.scaled_weight(planned), planned.weight)
+            nearest = program.nearest_weight(planned)
         weights[name] = nearest
     return Run(program, weights, sites)
 

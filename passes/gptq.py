@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from dmq_fx.calibration.minibatches import Minibatches, Pick
 from dmq_fx.calibration.streaming import SiteInterpreter
 from dmq_fx.errors import CalibrationError
-from dmq_fx.numerics import QuantizedWeight, quantize_weight
+from dmq_fx.numerics import QuantizedWeight
 from dmq_fx.numerics.gptq import (
     Hessian,
     Window,
@@ -104,7 +104,7 @@ class Gptq:
             done += 0 if left else len(calls)
             for target in run:
                 scaled = program.scaled_weight(target.planned)
-                nearest = quantize_weight(scaled, _spec(target))
+                nearest = program.nearest_weight(target.planned)
                 if target in left:
                     hessian = hessians.pop(target.weight).value()
                     gamma = program.input_scale(target.planned)
@@ -242,8 +242,7 @@ def _stand_in(program: Program, planned: PlannedSite) -> Tensor:
     name = planned.site.weight or ""
     weight = program.weights.get(name)
     if weight is None:
-        assert planned.weight is not None
-        weight = quantize_weight(program.scaled_weight(planned), planned.weight)
+        weight = program.nearest_weight(planned)
     return program.effective_weight(planned, weight.dequantized())
 
 
@@ -253,11 +252,6 @@ def _result(targets: Sequence[Target], errors: Mapping[str, list[float]], runs: 
     modified = sorted(p.name for target in targets for p in target.sites if target.planned.name not in kept)
     shown = {name: {"nearest": pair[0], "gptq": pair[1]} for name, pair in by_site.items()}
     return PassResult(tuple(modified), {"samples": rows, "runs": runs, "kept_nearest": kept, "output_error": shown})
-
-
-def _spec(target: Target) -> Any:
-    assert target.planned.weight is not None
-    return target.planned.weight
 
 
 def _up_to_last(graph_module: fx.GraphModule, names: Mapping[str, Any]) -> fx.GraphModule:

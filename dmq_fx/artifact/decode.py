@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmq_fx.artifact.encode import INPUT_SCALES, SHIFTS, STATIC_SCALES, STATIC_ZERO_POINTS
-from dmq_fx.artifact.packing import unpack
+from dmq_fx.artifact.encode import CHANNEL_WIDTHS, INPUT_SCALES, SHIFTS, STATIC_SCALES, STATIC_ZERO_POINTS
+from dmq_fx.artifact.packing import unpack, unpack_rows
 from dmq_fx.artifact.tensors import restore
 from dmq_fx.errors import ArtifactError
-from dmq_fx.numerics import IntegerGrid, QParams, QuantizedWeight
+from dmq_fx.numerics import ChannelGrid, QParams, QuantizedWeight, weight_grid
 from dmq_fx.planning import Plan, PlannedSite
+from dmq_fx.planning.plan import index_bits
 from dmq_fx.program import (
     Program,
     convert_activations,
@@ -54,6 +55,7 @@ def decode_program(
         insert_observers(program, lambda spec, slots, site: nn.Identity())
         program.qparams = _qparams(program, tensors)
         weights = {p.site.weight: _weight(p, tensors) for p in plan.sites if p.weight and p.site.weight}
+        program.channel_bits = _bits_of(weights)
         convert_activations(program)
         convert_weights(program, weights)
         shift = tensors.get(OUTPUT_SHIFT)
@@ -79,7 +81,21 @@ def _planned(row: Mapping[str, Any], sites: tuple[Site, ...], table: Mapping[str
         activation=ActivationSpec(**precision["activation"]) if precision.get("activation") else None,
         passes=tuple(row.get("passes", ())),
         notes=tuple(row.get("notes", ())),
+        widths=_widths(row, site),
     )
+
+
+def _widths(row: Mapping[str, Any], site: Site) -> tuple[tuple[int, int], ...]:
+    """What a row says of its channels' bits; ValueError if that is not what `Program.allocate` gives."""
+    widths = tuple((int(bits), int(channels)) for bits, channels in row.get("widths", ()))
+    ascending = sorted({bits for bits, _ in widths})
+    if widths and (
+        ascending != [bits for bits, _ in widths]
+        or not 1 <= ascending[0] <= ascending[-1] <= 8
+        or sum(channels for _, channels in widths) != site.shape[0]
+    ):
+        raise ValueError(f"widths {widths} of a site of shape {site.shape}")
+    return widths
 
 
 def _by_activation(program: Program, tensors: Mapping[str, Tensor], prefix: str) -> dict[int, Tensor]:
@@ -107,14 +123,38 @@ def _qparams(program: Program, tensors: Mapping[str, Tensor]) -> dict[int, QPara
 def _weight(planned: PlannedSite, tensors: Mapping[str, Tensor]) -> QuantizedWeight:
     assert planned.weight is not None
     name = planned.site.weight or ""
-    grid = IntegerGrid(planned.weight.bits, planned.weight.symmetric)
+    grid = weight_grid(planned.weight, _channel_bits(planned, tensors))
     scale = tensors[f"{name}_scale"].float()
     stored = tensors.get(f"{name}_zero_point")
     if stored is None and not grid.symmetric:
         raise KeyError(f"{name}_zero_point")
     zero_point = torch.zeros_like(scale, dtype=torch.int64) if stored is None else stored.to(torch.int64)
-    integers = unpack(tensors[name], grid.bits, planned.site.shape, offset=grid.qmin, dtype=grid.dtype)
+    if isinstance(grid, ChannelGrid):
+        integers = unpack_rows(tensors[name], grid.bits, planned.site.shape, symmetric=grid.symmetric, dtype=grid.dtype)
+    else:
+        integers = unpack(tensors[name], grid.bits, planned.site.shape, offset=grid.qmin, dtype=grid.dtype)
     return QuantizedWeight(integers, scale, zero_point, grid)
+
+
+def _channel_bits(planned: PlannedSite, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """Bits of every output channel, int64 [out], as the artifact has them; None where they are the scheme's."""
+    if not planned.widths:
+        return None
+    widths = torch.tensor([bits for bits, _ in planned.widths])
+    channels = planned.site.shape[0]
+    if len(widths) == 1:
+        return widths.expand(channels)
+    places = unpack(tensors[f"{planned.site.weight}{CHANNEL_WIDTHS}"], index_bits(len(widths)), (channels,), offset=0)
+    found = widths[places]
+    counts = tuple((bits, int((found == bits).sum())) for bits, _ in planned.widths)
+    if counts != planned.widths:
+        raise ArtifactError(f"site {planned.name!r} has channels of {counts}, and its table says {planned.widths}")
+    return found
+
+
+def _bits_of(weights: Mapping[str, QuantizedWeight]) -> dict[str, Tensor]:
+    found = {name: weight.channel_bits for name, weight in weights.items()}
+    return {name: bits for name, bits in found.items() if bits is not None}
 
 
 def _fill(program: Program, tensors: Mapping[str, Tensor]) -> None:

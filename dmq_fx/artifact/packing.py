@@ -109,6 +109,60 @@ def unpack(
     return values.reshape(tuple(shape))
 
 
+def packed_rows_size(columns: int, bits: torch.Tensor) -> int:
+    """Bytes that rows of `columns` values take, each of its own bits, [rows]."""
+    return sum(packed_size(int((bits == width).sum()) * columns, width) for width in _widths(bits))
+
+
+def pack_rows(values: torch.Tensor, bits: torch.Tensor, *, symmetric: bool) -> torch.Tensor:
+    """Pack rows of values, [rows, ...], each at its own width, int [rows], into uint8 [packed_rows_size].
+
+    The rows of one width lie together, narrowest first, in their order. symmetric: a row's smallest value is
+    -2^(bits - 1), else 0. Raises InternalError as `pack`.
+    """
+    rows = values.detach().cpu().reshape(len(bits), -1)
+    bits = bits.cpu()
+    parts = [pack(rows[bits == width], width, offset=_offset(width, symmetric)) for width in _widths(bits)]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)
+
+
+def unpack_rows(
+    packed: torch.Tensor, bits: torch.Tensor, shape: Sequence[int], *, symmetric: bool, dtype: torch.dtype
+) -> torch.Tensor:
+    """The values that `pack_rows` was given, as `dtype` [*shape].
+
+    Raises ArtifactError and InternalError as `unpack`.
+    """
+    if len(shape) < 1 or bits.dim() != 1 or len(bits) != shape[0]:
+        raise ArtifactError(f"bits of shape {list(bits.shape)} are not those of the rows of a tensor {list(shape)}")
+    bits, columns = bits.cpu(), math.prod(shape[1:])
+    if packed.dim() != 1 or packed.numel() != packed_rows_size(columns, bits):
+        raise ArtifactError(
+            f"rows of {columns} values of {dict(_counts(bits))} bits (shape {list(shape)}) take "
+            f"{packed_rows_size(columns, bits)} bytes, got {list(packed.shape)}"
+        )
+    rows = torch.empty(shape[0], columns, dtype=dtype)
+    start = 0
+    for width, count in _counts(bits):
+        size = packed_size(count * columns, width)
+        part = packed[start : start + size]
+        rows[bits == width] = unpack(part, width, (count, columns), offset=_offset(width, symmetric), dtype=dtype)
+        start += size
+    return rows.reshape(tuple(shape))
+
+
+def _widths(bits: torch.Tensor) -> list[int]:
+    return sorted(set(bits.tolist()))
+
+
+def _counts(bits: torch.Tensor) -> list[tuple[int, int]]:
+    return [(width, int((bits == width).sum())) for width in _widths(bits)]
+
+
+def _offset(width: int, symmetric: bool) -> int:
+    return -(2 ** (width - 1)) if symmetric else 0
+
+
 def _check_bits(bits: int, error: type[DmqError]) -> None:
     if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
         raise error(f"packing knows 1 to 8 bits, not {bits!r}")

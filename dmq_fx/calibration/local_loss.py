@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dmq_fx.calibration.extremes import Extremes
 from dmq_fx.calibration.streaming import call_site
-from dmq_fx.numerics import IntegerGrid, quantize_weight
+from dmq_fx.numerics import ChannelGrid, Grid, IntegerGrid, quantize_weight, weight_grid
 from dmq_fx.numerics.equivalent_scaling import ScaledFakeQuantize, affine_scale, fake_quantize_weight
 from dmq_fx.planning import PlannedSite
 from dmq_fx.program.graph_tools import get_tensor
@@ -48,9 +48,10 @@ class LocalLoss:
         grid = IntegerGrid(spec.bits, spec.symmetric)
         rounded = ScaledFakeQuantize.apply(x, gamma, scale, zero_point, grid, group.axis)
         weight = get_tensor(self.program.traced.graph_module, planned.site.weight or "").detach().float()
-        shrink = self._shrink_of(planned.name, weight, weight_spec)
-        weight_grid = IntegerGrid(weight_spec.bits, weight_spec.symmetric)
-        quantized = fake_quantize_weight(weight * along_inputs(gamma, weight), len(shrink), shrink, weight_grid)
+        bits = self.program.channel_bits.get(planned.site.weight or "")
+        levels = weight_grid(weight_spec, bits)
+        shrink = self._shrink_of(planned.name, weight, weight_spec, levels)
+        quantized = fake_quantize_weight(weight * along_inputs(gamma, weight), len(shrink), shrink, levels)
         rest = [argument.float() if isinstance(argument, Tensor) else argument for argument in args[2:]]
         result = call_site(self.program, planned, (rounded, quantized, *rest))
         samples = len(slot) if slot is not None else len(x)
@@ -67,11 +68,12 @@ class LocalLoss:
             return scale.expand(samples), zero_point.expand(samples)
         return scale[rows], zero_point[rows]
 
-    def _shrink_of(self, name: str, weight: Tensor, spec: WeightSpec) -> Tensor:
+    def _shrink_of(self, name: str, weight: Tensor, spec: WeightSpec, grid: Grid) -> Tensor:
         """The part of each scale's min-max range that the scheme's own range takes, [scales]."""
         if name not in self._shrink:
-            found = quantize_weight(weight, spec).scale.reshape(-1)
+            bits = grid.bits if isinstance(grid, ChannelGrid) else None
+            found = quantize_weight(weight, spec, bits).scale.reshape(-1)
             flat = weight.reshape(len(found), -1)
-            widest, _ = affine_scale(flat.amin(1), flat.amax(1), IntegerGrid(spec.bits, spec.symmetric))
+            widest, _ = affine_scale(flat.amin(1), flat.amax(1), grid)
             self._shrink[name] = (found / widest).clamp(0.05, 1.0)
         return self._shrink[name]

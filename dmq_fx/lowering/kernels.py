@@ -64,7 +64,7 @@ def _why_not(program: Program, planned: PlannedSite, target: object) -> str:
         return "its weights are in full precision"
     if weight.granularity == "per_group":
         return "its weights have a scale for every group of inputs"
-    if not weight.symmetric and weight.bits > 7:
+    if not weight.symmetric and planned.widest_bits > 7:
         return "8-bit weights less their zero point do not fit int8 (symmetric ones do, and 7 bits)"
     return _why_shifted(program, planned)
 
@@ -93,8 +93,8 @@ def shifts_at_run_time(program: Program, activation: Activation) -> bool:
     shifts = program.shifts.get(activation.index)
     if shifts is None or shifts.shape[0] == 1 or not activation.spec.per_timestep:
         return False
-    weights = [planned.weight for planned in sites_of(program, activation)]
-    return all(weight is not None and fits_shifted(weight, int(shifts.max())) for weight in weights)
+    sites = sites_of(program, activation)
+    return all(planned.weight is not None and fits_shifted(planned, int(shifts.max())) for planned in sites)
 
 
 def require_kernels(expected: Mapping[str, Kernel], reached: Mapping[str, str]) -> None:

@@ -88,7 +88,7 @@ def _why_no_product(program: Program, planned: PlannedSite, weight: WeightSpec, 
     bits, (outputs, inputs) = activation.spec.bits, planned.site.shape
     if weight.granularity == "per_group":
         return "its weights have a scale for every group of inputs: torchao's int8 product has one for every output"
-    if not weight.symmetric and weight.bits > 7:
+    if not weight.symmetric and planned.widest_bits > 7:
         return "8-bit weights less their zero point do not fit int8 (symmetric ones do, and 7 bits)"
     if bits not in ACTIVATION_BITS:
         return f"torchao's Int8Tensor rounds activations to 8 bits or to 7, not to {bits}"

@@ -42,12 +42,13 @@ def weight_only(weight: QuantizedWeight, dtype: torch.dtype) -> Int8Tensor:
 
 def weight_only_grouped(weight: QuantizedWeight, dtype: torch.dtype) -> IntxUnpackedToInt8Tensor:
     """A weight of any granularity and with any zero points, 2 to 8 bits: dequantized, then multiplied."""
-    offset = grid_offset(weight.grid)
+    grid = weight.grid.widest
+    offset = grid_offset(grid)
     return IntxUnpackedToInt8Tensor(
         (weight.integers.to(torch.int16) - offset).to(torch.int8),
         _in_blocks(weight.scale),
         _in_blocks(weight.zero_point - offset).to(torch.int8),
-        getattr(torch, f"int{weight.grid.bits}"),
+        getattr(torch, f"int{grid.bits}"),
         tuple(_block_size(weight)),
         dtype,
         None,

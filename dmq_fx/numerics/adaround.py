@@ -50,13 +50,13 @@ class Rounding:
     def soft(self, fraction: Tensor) -> Tensor:
         """Values of the weight for the fractions h(alpha), [scales, values], differentiable; of the weight's shape."""
         scale, zero_point = self.base.scale.reshape(-1, 1), self.base.zero_point.reshape(-1, 1)
-        integers = torch.clamp(self.floor + fraction, self.base.grid.qmin, self.base.grid.qmax)
+        integers = self.base.grid.shaped(-1, 1).clamp(self.floor + fraction)
         return ((integers - zero_point) * scale).reshape(self.base.integers.shape)
 
     def hard(self, alpha: Tensor) -> QuantizedWeight:
         """Integers: up where h(alpha) is at least one half."""
         grid = self.base.grid
-        integers = torch.clamp(self.floor + (alpha.detach() >= 0), grid.qmin, grid.qmax).to(grid.dtype)
+        integers = grid.shaped(-1, 1).clamp(self.floor + (alpha.detach() >= 0)).to(grid.dtype)
         return QuantizedWeight(
             integers.reshape(self.base.integers.shape), self.base.scale, self.base.zero_point, self.base.grid
         )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmq_fx.numerics.grid import IntegerGrid
+from dmq_fx.numerics.grid import Grid, IntegerGrid
 from dmq_fx.numerics.qparams import SMALLEST_SCALE
 
 SMALLEST = 1e-5
@@ -36,14 +36,17 @@ def largest_by_input(weights: list[Tensor]) -> Tensor:
     return torch.stack([w.detach().float().abs().transpose(0, 1).flatten(1).amax(1) for w in weights]).amax(0)
 
 
-def affine_scale(low: Tensor, high: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
-    """Scale, differentiable in the range, and zero point, which is not; of any shape. Ranges take in zero."""
+def affine_scale(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Scale, differentiable in the range, and zero point, which is not; of any shape. Ranges take in zero.
+
+    The bits of a `ChannelGrid` broadcast against the ranges.
+    """
     low, high = low.clamp_max(0), high.clamp_min(0)
     if grid.symmetric:
         scale = torch.maximum(low / grid.qmin, high / grid.qmax).clamp_min(SMALLEST_SCALE)
         return scale, torch.zeros_like(scale)
     scale = ((high - low) / (grid.qmax - grid.qmin)).clamp_min(SMALLEST_SCALE)
-    return scale, (grid.qmin - torch.round(low / scale)).clamp(grid.qmin, grid.qmax).detach()
+    return scale, grid.clamp(grid.qmin - torch.round(low / scale)).detach()
 
 
 def round_through(x: Tensor) -> Tensor:
@@ -51,7 +54,7 @@ def round_through(x: Tensor) -> Tensor:
     return x + (torch.round(x) - x).detach()
 
 
-def fake_quantize_weight(weight: Tensor, rows: int, shrink: Tensor, grid: IntegerGrid) -> Tensor:
+def fake_quantize_weight(weight: Tensor, rows: int, shrink: Tensor, grid: Grid) -> Tensor:
     """A weight rounded on the range of its values at the moment, differentiable in the weight.
 
     rows: number of scales. shrink: [rows], the part of the min-max range that is used.
@@ -59,7 +62,7 @@ def fake_quantize_weight(weight: Tensor, rows: int, shrink: Tensor, grid: Intege
     flat = weight.reshape(rows, -1)
     scale, zero_point = affine_scale(flat.amin(1) * shrink, flat.amax(1) * shrink, grid)
     scale, zero_point = scale[:, None], zero_point[:, None]
-    integers = torch.clamp(round_through(flat / scale) + zero_point, grid.qmin, grid.qmax)
+    integers = grid.shaped(-1, 1).clamp(round_through(flat / scale) + zero_point)
     return ((integers - zero_point) * scale).reshape(weight.shape)
 
 

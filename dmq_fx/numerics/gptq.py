@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dmq_fx.errors import CalibrationError
-from dmq_fx.numerics.grid import IntegerGrid
+from dmq_fx.numerics.grid import Grid
 from dmq_fx.numerics.quantize import dequantize, quantize
 from dmq_fx.numerics.weights import QuantizedWeight
 
@@ -136,15 +136,18 @@ def gptq_weight(
         hessian = hessian.gather(2, order[:, None, :].expand_as(hessian))
         work, scale, zero_point = (_permuted(values, order) for values in (work, scale, zero_point))
     upper = _factor_of_inverse(hessian, damping, where)
-    integers = _solve(work, upper, scale, zero_point, nearest.grid, block)
+    integers = _solve(work, upper, scale, zero_point, nearest.grid.shaped(groups, -1), block)
     if order is not None:
         integers = torch.empty_like(integers).scatter_(2, order[:, None, :].expand_as(integers), integers)
     integers = integers.reshape(weight.shape).to(nearest.grid.dtype)
     return QuantizedWeight(integers, nearest.scale, nearest.zero_point, nearest.grid)
 
 
-def _solve(work: Tensor, upper: Tensor, scale: Tensor, zero_point: Tensor, grid: IntegerGrid, block: int) -> Tensor:
-    """Integers (as float32) of the columns from left to right; writes into `work`. All [groups, rows, columns]."""
+def _solve(work: Tensor, upper: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, block: int) -> Tensor:
+    """Integers (as float32) of the columns from left to right; writes into `work`. All [groups, rows, columns].
+
+    grid: the rows' own bits, where they differ, [groups, rows].
+    """
     integers = torch.empty_like(work)
     columns = work.shape[2]
     for start in range(0, columns, block):

@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmq_fx.numerics.grid import IntegerGrid
+from dmq_fx.numerics.grid import Grid
 
 
-def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: IntegerGrid) -> Tensor:
-    """Integers of `x` as float32; `scale` and `zero_point` broadcast against `x`."""
-    return torch.clamp(torch.round(x * (1.0 / scale)) + zero_point, grid.qmin, grid.qmax)
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
+    """Integers of `x` as float32; `scale`, `zero_point` and a `ChannelGrid` broadcast against `x`."""
+    return grid.clamp(torch.round(x * (1.0 / scale)) + zero_point)
 
 
 def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
@@ -23,6 +23,6 @@ def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return (q - zero_point) * scale
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: IntegerGrid) -> Tensor:
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
     """`x` rounded to the values that its integers can stand for."""
     return dequantize(quantize(x, scale, zero_point, grid), scale, zero_point)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmq_fx.numerics.grid import IntegerGrid
+from dmq_fx.numerics.grid import Grid, IntegerGrid
 from dmq_fx.numerics.qparams import qparams
 from dmq_fx.numerics.quantize import fake_quantize
 
@@ -18,15 +18,15 @@ STEP = 0.01
 POWER = 2.4
 
 
-def search_rows(x: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
+def search_rows(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Best range of every row. x: [rows, values]; returns low and high, [rows] each."""
-    low, high = x.amin(1), x.amax(1)
+    low, high, columns = x.amin(1), x.amax(1), grid.shaped(-1, 1)
     best_low, best_high = low.clone(), high.clone()
     best = torch.full_like(low, torch.inf)
     for index in range(CANDIDATES):
         shrink = 1 - STEP * index
         scale, zero_point = qparams(low * shrink, high * shrink, grid)
-        error = fake_quantize(x, scale[:, None], zero_point[:, None], grid).sub_(x).abs_().pow_(POWER).mean(1)
+        error = fake_quantize(x, scale[:, None], zero_point[:, None], columns).sub_(x).abs_().pow_(POWER).mean(1)
         better = error < best
         best = torch.where(better, error, best)
         best_low = torch.where(better, low * shrink, best_low)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dmq_fx.errors import RecipeError
-from dmq_fx.numerics.grid import IntegerGrid
+from dmq_fx.errors import InternalError, RecipeError
+from dmq_fx.numerics.grid import ChannelGrid, Grid, IntegerGrid
 from dmq_fx.numerics.qparams import qparams
 from dmq_fx.numerics.quantize import quantize
 from dmq_fx.numerics.search import search_rows
@@ -24,12 +25,18 @@ class QuantizedWeight:
 
     integers: int8 or uint8, of the weight's shape.
     scale, zero_point: [] (per_tensor), [out] (per_channel) or [out, groups] (per_group); float32 and int64.
+    grid: what values the integers can have; a `ChannelGrid` with bits [out] where output channels differ.
     """
 
     integers: Tensor
     scale: Tensor
     zero_point: Tensor
-    grid: IntegerGrid
+    grid: Grid
+
+    @property
+    def channel_bits(self) -> Tensor | None:
+        """Bits of every output channel, int64 [out]; None where all have those of the scheme."""
+        return self.grid.bits if isinstance(self.grid, ChannelGrid) else None
 
     def dequantized(self) -> Tensor:
         """float32 values that the integers stand for, of the weight's shape."""
@@ -52,25 +59,59 @@ def scale_shape(shape: tuple[int, ...], spec: WeightSpec) -> tuple[int, ...]:
     return (shape[0], shape[1] // spec.group_size)
 
 
-def quantize_weight(weight: Tensor, spec: WeightSpec) -> QuantizedWeight:
-    """Integers of `weight` ([out, in / groups, ...]) by the range of `spec`."""
-    grid = IntegerGrid(spec.bits, spec.symmetric)
+def weight_grid(spec: WeightSpec, channel_bits: Tensor | None = None) -> Grid:
+    """The grid of a weight: of the scheme's bits, or of `channel_bits`, [out], where a pass allocated them.
+
+    Raises RecipeError if output channels do not have scales of their own, or are to have one bit without a zero point.
+    """
+    if channel_bits is None:
+        return IntegerGrid(spec.bits, spec.symmetric)
+    if spec.granularity != "per_channel":
+        raise RecipeError(
+            f"bits by output channel need a scale for every output channel, and the granularity is {spec.granularity}",
+            hint="give the scheme's weight `granularity: per_channel`",
+        )
+    if spec.symmetric and int(channel_bits.min()) < 2:
+        raise RecipeError(
+            "symmetric integers have at least 2 bits, and a channel was given 1",
+            hint="give the scheme's weight `symmetric: false`",
+        )
+    return ChannelGrid(channel_bits.to(torch.int64), spec.symmetric)
+
+
+def quantize_weight(weight: Tensor, spec: WeightSpec, channel_bits: Tensor | None = None) -> QuantizedWeight:
+    """Integers of `weight` ([out, in / groups, ...]) by the range of `spec`.
+
+    channel_bits: bits of every output channel, int [out], in place of the scheme's.
+    Raises RecipeError as `scale_shape` and `weight_grid`.
+    """
+    grid = weight_grid(spec, None if channel_bits is None else channel_bits.to(weight.device))
+    if channel_bits is not None and channel_bits.shape != weight.shape[:1]:
+        raise InternalError(f"bits {list(channel_bits.shape)} are not of the outputs of {list(weight.shape)}")
     shape = scale_shape(tuple(weight.shape), spec)
     rows = weight.detach().float().reshape(max(torch.Size(shape).numel(), 1), -1)
     low, high = _ranges(rows, spec, grid)
     scale, zero_point = qparams(low, high, grid)
-    integers = quantize(rows, scale[:, None], zero_point[:, None], grid).to(grid.dtype)
+    integers = quantize(rows, scale[:, None], zero_point[:, None], grid.shaped(-1, 1)).to(grid.dtype)
     return QuantizedWeight(integers.reshape(weight.shape), scale.reshape(shape), zero_point.reshape(shape), grid)
 
 
-def _ranges(rows: Tensor, spec: WeightSpec, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
+def _ranges(rows: Tensor, spec: WeightSpec, grid: Grid) -> tuple[Tensor, Tensor]:
     if spec.range == "minmax":
         return rows.amin(1), rows.amax(1)
     if spec.range == "percentile":
         return _percentile(rows, spec.percentile)
     chunk = max(1, SEARCH_ELEMENTS // rows.shape[1])
-    found = [search_rows(part, grid) for part in rows.split(chunk)]
+    parts = rows.split(chunk)
+    found = [search_rows(part, own) for part, own in zip(parts, _split(grid, chunk, len(parts)), strict=True)]
     return torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
+
+
+def _split(grid: Grid, chunk: int, parts: int) -> Sequence[Grid]:
+    """The grids of chunks of rows."""
+    if isinstance(grid, IntegerGrid):
+        return [grid] * parts
+    return [ChannelGrid(bits, grid.symmetric) for bits in grid.bits.split(chunk)]
 
 
 def _percentile(rows: Tensor, percentile: float) -> tuple[Tensor, Tensor]:

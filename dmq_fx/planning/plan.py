@@ -11,6 +11,11 @@ from dmq_fx.sites import Site
 FULL_PRECISION_BITS = 32
 
 
+def index_bits(widths: int) -> int:
+    """Bits that say which of `widths` widths a channel has; 0 if there is one."""
+    return (widths - 1).bit_length()
+
+
 @dataclass(frozen=True)
 class PlannedSite:
     """A site and what is to be done to it.
@@ -18,6 +23,7 @@ class PlannedSite:
     rule: which rule decided, by its position in the resolved recipe; None if no rule matched.
     rule_where: where that rule stands, as `file:line:column`.
     passes: recipe passes that work on this site. notes: typed reasons for what differs from the recipe.
+    widths: (bits, output channels that have them), ascending, where a pass allocated bits; else empty.
     """
 
     site: Site
@@ -28,6 +34,7 @@ class PlannedSite:
     passes: tuple[str, ...]
     notes: tuple[str, ...] = ()
     rule_where: str | None = None
+    widths: tuple[tuple[int, int], ...] = ()
 
     @property
     def name(self) -> str:
@@ -38,8 +45,20 @@ class PlannedSite:
         return self.weight is not None or self.activation is not None
 
     @property
-    def weight_bits(self) -> int:
-        return self.weight.bits if self.weight else FULL_PRECISION_BITS
+    def weight_bits(self) -> float:
+        """Bits of a weight, the mean of them where output channels differ."""
+        if self.weight is None:
+            return FULL_PRECISION_BITS
+        if not self.widths:
+            return self.weight.bits
+        mean = sum(bits * channels for bits, channels in self.widths) / sum(channels for _, channels in self.widths)
+        return int(mean) if mean.is_integer() else mean
+
+    @property
+    def widest_bits(self) -> int:
+        """Bits of the integers that the graph holds: those of the widest channel."""
+        assert self.weight is not None
+        return max((bits for bits, _ in self.widths), default=self.weight.bits)
 
     @property
     def activation_bits(self) -> int:
@@ -47,18 +66,27 @@ class PlannedSite:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the weights: packed integers with their scales and zero points, or full precision."""
+        """Bytes of the weights: packed integers with scales, zero points and channels' bits, or full precision."""
         if self.weight is None:
             return self.site.parameters * FULL_PRECISION_BITS // 8
         per_scale = 4 if self.weight.symmetric else 5
-        return (self.site.parameters * self.weight.bits + 7) // 8 + self._scales() * per_scale
+        return self._integers() + self._scales() * per_scale
+
+    def _integers(self) -> int:
+        assert self.weight is not None
+        if not self.widths:
+            return (self.site.parameters * self.weight.bits + 7) // 8
+        channels = self.site.shape[0]
+        row = self.site.parameters // channels
+        packed = sum((bits * count * row + 7) // 8 for bits, count in self.widths)
+        return packed + (channels * index_bits(len(self.widths)) + 7) // 8
 
     @property
     def bops(self) -> int:
         """Bit operations for one sample: multiply-accumulates x weight bits x activation bits."""
         if self.site.weight is None:
             return self.site.macs * self.activation_bits**2
-        return self.site.macs * self.weight_bits * self.activation_bits
+        return round(self.site.macs * self.weight_bits * self.activation_bits)
 
     def _scales(self) -> int:
         assert self.weight is not None
@@ -82,6 +110,7 @@ class PlannedSite:
             "activation": asdict(self.activation) if self.activation else None,
             "passes": list(self.passes),
             "rule": self.rule_where,
+            "widths": [list(pair) for pair in self.widths],
             "bytes": self.bytes,
             "macs": self.site.macs,
             "bops": self.bops,

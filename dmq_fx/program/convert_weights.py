@@ -54,7 +54,7 @@ def _place_weight(module: fx.GraphModule, name: str, weight: QuantizedWeight) ->
 
 
 def _dequantize_weight(graph: fx.Graph, node: fx.Node, name: str, weight: QuantizedWeight) -> fx.Node:
-    grid = weight.grid
+    grid = weight.grid.widest
     bounds = (grid.qmin, grid.qmax, grid.dtype)
     with graph.inserting_after(node):
         zero_point = graph.get_attr(f"{name}_zero_point")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from dmq_fx.budget import DEFAULT_BUDGET
 from dmq_fx.calibration.store import CalibrationSet
 from dmq_fx.checkpoint import PassCheckpoint
 from dmq_fx.errors import InternalError
-from dmq_fx.numerics import QParams, QuantizedWeight, quantize_weight
+from dmq_fx.numerics import QParams, QuantizedWeight, quantize_weight, weight_grid
 from dmq_fx.planning import Plan, PlannedSite
 from dmq_fx.program.graph_tools import get_tensor, nodes_by_name, working_copy
 from dmq_fx.recipe.language import ActivationSpec
@@ -51,6 +52,7 @@ class Program:
     parameters are in norms, by name.
     shifts: power-of-two scaling, by activation index: k, int64 [slots] or [1] by [channels]. Channel c has the scale
     s * 2^-k_c.
+    channel_bits: bits of every output channel, int64 [out], by weight name, where a pass allocated them (`allocate`).
     weights: integers by weight name. biases: biases that a pass replaced, by name.
     output_shift: what is added to the model's output, [slots or 1, channels]; None if nothing is.
     """
@@ -67,6 +69,7 @@ class Program:
     folded: set[int] = field(default_factory=set)
     norms: dict[str, Tensor] = field(default_factory=dict)
     shifts: dict[int, Tensor] = field(default_factory=dict)
+    channel_bits: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
     output_shift: Tensor | None = None
@@ -113,9 +116,26 @@ class Program:
         return weight if gamma is None else weight * along_inputs(gamma, weight)
 
     def nearest_weight(self, planned: PlannedSite) -> QuantizedWeight:
-        """Integers of nearest rounding of a site's weight."""
+        """A site's weight rounded to the nearest integers, of the bits that its output channels have."""
         assert planned.weight is not None
-        return quantize_weight(self.scaled_weight(planned), planned.weight)
+        bits = self.channel_bits.get(planned.site.weight or "")
+        return quantize_weight(self.scaled_weight(planned), planned.weight, bits)
+
+    def allocate(self, weight: str, bits: Tensor) -> None:
+        """Give the output channels of a weight bits of their own, int [out]; the plan's sizes follow.
+
+        Raises RecipeError if the scheme of its sites cannot have them.
+        """
+        if weight in self.weights:
+            raise InternalError("bits are allocated before a weight is rounded", where=weight)
+        widths = tuple((width, int((bits == width).sum())) for width in sorted(set(bits.tolist())))
+        sites = [planned for planned in self.plan.sites if planned.site.weight == weight and planned.weight]
+        for planned in sites:
+            assert planned.weight is not None
+            weight_grid(planned.weight, bits)
+        changed = {planned.name: replace(planned, widths=widths) for planned in sites}
+        self.plan = replace(self.plan, sites=tuple(changed.get(p.name, p) for p in self.plan.sites))
+        self.channel_bits[weight] = bits.detach().to("cpu", torch.int64)
 
     def effective_weight(self, planned: PlannedSite, values: Tensor) -> Tensor:
         """What `values` in place of W * gamma amount to on an input that is not scaled: values / gamma.

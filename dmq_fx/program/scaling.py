@@ -16,7 +16,6 @@ from torch import Tensor
 from dmq_fx.numerics import IntegerGrid, QuantizedWeight
 from dmq_fx.planning import PlannedSite
 from dmq_fx.program.program import Activation, Program, along_inputs
-from dmq_fx.recipe.language import WeightSpec
 
 INT8 = IntegerGrid(8, True)
 
@@ -78,14 +77,15 @@ def largest_shift(program: Program, activation: Activation) -> int | None:
     for planned in sites_of(program, activation):
         if planned.weight is None or uses[planned.site.weight] > 1:
             return None  # a weight that other inputs meet as well can hold the shifts of none
-        if not fits_shifted(planned.weight, largest):
+        if not fits_shifted(planned, largest):
             return None
     return largest
 
 
-def fits_shifted(weight: WeightSpec, shift: int) -> bool:
-    """Whether integers of this precision, less their zero point and shifted left, are int8."""
-    grid = IntegerGrid(weight.bits, weight.symmetric)
+def fits_shifted(planned: PlannedSite, shift: int) -> bool:
+    """Whether a site's integers, less their zero point and shifted left, are int8."""
+    assert planned.weight is not None
+    grid = IntegerGrid(planned.widest_bits, planned.weight.symmetric)
     extreme = -grid.qmin if grid.symmetric else grid.qmax
     return extreme << shift <= (-INT8.qmin if grid.symmetric else INT8.qmax)
 

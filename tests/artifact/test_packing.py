@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmq_fx.artifact import packing
-from dmq_fx.artifact.packing import pack, packed_size, unpack
+from dmq_fx.artifact.packing import pack, pack_rows, packed_rows_size, packed_size, unpack, unpack_rows
 from dmq_fx.errors import ArtifactError, InternalError
 
 shapes = st.lists(st.integers(0, 7), max_size=4)
@@ -149,3 +149,46 @@ def test_unpack_refuses_a_dtype_that_cannot_hold_the_range():
         unpack(packed, 8, (1,), offset=0, dtype=torch.int8)
     with pytest.raises(InternalError, match=r"integer dtype, not into torch\.float32"):
         unpack(packed, 8, (1,), offset=0, dtype=torch.float32)
+
+
+@st.composite
+def rows_of_widths(draw):
+    """(values, bits, symmetric): rows of random integers, each of its own width."""
+    symmetric = draw(st.booleans())
+    bits = torch.tensor(draw(st.lists(st.integers(2 if symmetric else 1, 8), min_size=1, max_size=9)))
+    shape = (len(bits), *draw(st.lists(st.integers(1, 5), max_size=3)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    column = bits.reshape(-1, *[1] * (len(shape) - 1))
+    values = (torch.rand(shape, generator=generator) * 2**column).floor().long()
+    return values - (2 ** (column - 1) if symmetric else 0), bits, symmetric
+
+
+@given(rows_of_widths())
+def test_rows_of_their_own_widths_come_back(case):
+    values, bits, symmetric = case
+    packed = pack_rows(values, bits, symmetric=symmetric)
+    columns = values[0].numel()
+    honest = sum(math.ceil(columns * int((bits == width).sum()) / 8) * width for width in bits.unique().tolist())
+    assert packed.dtype == torch.uint8 and packed.shape == (honest,) == (packed_rows_size(columns, bits),)
+    back = unpack_rows(packed, bits, values.shape, symmetric=symmetric, dtype=torch.int16)
+    assert back.dtype == torch.int16 and torch.equal(back.long(), values)
+
+
+def test_rows_of_one_width_are_packed_as_a_whole():
+    values = torch.arange(12).reshape(4, 3) % 8
+    uniform = pack_rows(values, torch.full((4,), 3), symmetric=False)
+    assert torch.equal(uniform, pack(values, 3, offset=0))
+    mixed = pack_rows(values % 2, torch.tensor([3, 1, 3, 1]), symmetric=False)
+    parts = [pack(values[[1, 3]] % 2, 1, offset=0), pack(values[[0, 2]] % 2, 3, offset=0)]
+    assert torch.equal(mixed, torch.cat(parts))
+
+
+def test_rows_that_do_not_fit_their_widths():
+    with pytest.raises(InternalError, match=r"values in \[0, 2\] do not fit in 1 bits from 0"):
+        pack_rows(torch.tensor([[3, 3], [0, 2]]), torch.tensor([2, 1]), symmetric=False)
+    packed = pack_rows(torch.tensor([[3, 3], [0, 1]]), torch.tensor([2, 1]), symmetric=False)
+    unpacked = {"symmetric": False, "dtype": torch.uint8}
+    with pytest.raises(ArtifactError, match=r"rows of 2 values of {1: 1, 2: 1} bits .* take 3 bytes, got \[2\]"):
+        unpack_rows(packed[1:], torch.tensor([2, 1]), (2, 2), **unpacked)
+    with pytest.raises(ArtifactError, match=r"bits of shape \[2\] are not those of the rows of a tensor \[3, 2\]"):
+        unpack_rows(packed, torch.tensor([2, 1]), (3, 2), **unpacked)

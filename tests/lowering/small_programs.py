@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from dmq_fx.lowering import int8_kernels, require_kernels
 from dmq_fx.lowering.int8_sites import lower_sites
 from dmq_fx.lowering.onednn import multiplies_exactly
-from dmq_fx.numerics import IntegerGrid, QParams, quantize_weight
+from dmq_fx.numerics import IntegerGrid, QParams
 from dmq_fx.planning import Plan, PlannedSite
 from dmq_fx.program import (
     Program,
@@ -115,7 +115,7 @@ def converted(program: Program, *, seed: int = 0, ties: bool = False) -> Program
         program.qparams[activation.index] = _qparams(activation, generator, ties)
     for planned in program.plan.sites:
         if planned.weight and planned.site.weight:
-            program.weights[planned.site.weight] = quantize_weight(program.scaled_weight(planned), planned.weight)
+            program.weights[planned.site.weight] = program.nearest_weight(planned)
     fold_norms(program)
     convert_activations(program)
     convert_weights(program, program.weights)
@@ -146,8 +146,8 @@ def scale_channels(program: Program, *, gamma: bool = False, shifts: int = 0, se
         channels = int(program.nodes[activation.producer].meta["val"].shape[axis])
         if gamma:
             program.input_scales[activation.index] = torch.rand(channels, generator=generator) * 3 + 0.2
-        weights = [planned.weight for planned in sites_of(program, activation)]
-        largest = max(k for k in range(4) if all(weight and fits_shifted(weight, k) for weight in weights) or not k)
+        sites = sites_of(program, activation)
+        largest = max(k for k in range(4) if all(p.weight and fits_shifted(p, k) for p in sites) or not k)
         if shifts:
             rows = shifts if activation.spec.per_timestep else 1
             found = torch.randint(0, largest + 1, (rows, channels), generator=generator)
