@@ -23,7 +23,7 @@ FASTEST = (50.0, 50.0, 10.0)
 
 @PASSES.register("lora_distill")
 class LoraDistill:
-    """Learns integers and ranges of its sites together, and leaves both in the program: nothing is added at run time."""
+    """Learns integers and ranges of its sites together and leaves both in the program; nothing is added at run time."""
 
     Options = DistillationOptions
     requires = frozenset({"calibrated"})
@@ -40,7 +40,9 @@ class LoraDistill:
                 hint="give the sites' scheme a `weight:`, and check the rules' `passes:`",
             )
         if context.sampler is None:
-            raise CalibrationError("lora_distill needs the sampler of a pipeline, or a denoiser that one can be made for")
+            raise CalibrationError(
+                "lora_distill needs a sampler to learn along"
+            )
         check_timestep(program.traced, per_timestep=any(a.spec.per_timestep for a in program.activations))
         sites, left = _whole_weights(program, sites)
         student = Student(program, sites, options, context.seed, feature=options.distance != "none")

@@ -1,4 +1,4 @@
-"""AdamW for the student: a learning rate for each layer, ranges that are moved at their own sampler step, linear decay."""
+"""AdamW for the student: a learning rate for each layer, ranges by sampler step, linear decay."""
 
 from __future__ import annotations
 

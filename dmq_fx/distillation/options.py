@@ -45,8 +45,8 @@ class DistillationOptions:
         "of scales and zero points of activations", default=5e-4, exclusive_minimum=0.0
     )
     zero_point: str = option(
-        "zero points of activations: learned through their rounding; kept; or used unrounded while learning and rounded "
-        "at the end (the releases, which never round)",
+        "zero points of activations: learned through their rounding; kept; or unrounded while learning, and rounded at "
+        "the end (the releases never round)",
         default="ste_round",
         choices=("ste_round", "fixed", "float"),
     )

@@ -1,7 +1,7 @@
 """Fake quantization with learned step sizes: exact gradients of scale and zero point, straight through the rounding.
 
-Learned step size quantization as EfficientDM (He et al., arXiv:2310.03270) and MPQ-DM (arXiv:2412.11549) train it, without
-LSQ's scaling of gradients. With v = x / s, q = clip(round(v) + z, low, high), y = (q - z) s:
+Learned step size quantization as EfficientDM (He et al., arXiv:2310.03270) and MPQ-DM (arXiv:2412.11549) train it,
+without LSQ's scaling of gradients. With v = x / s, q = clip(round(v) + z, low, high), y = (q - z) s:
 
     | round(v) + z | dy/dx | dy/ds        | dy/dz |
     | inside       | 1     | round(v) - v | 0     |

@@ -33,12 +33,18 @@ class Student:
     """A differentiable copy of what the program will compute; the program itself is changed by `export` only.
 
     Requires "calibrated". sites: whose weights and ranges are learned; all others are rounded as the program has them.
-    feature: also give the features before the last layer. Slots are computed in the graph from the timestep: a forward that
-    is taken again gives the same.
+    feature: also give the features before the last layer. Slots are computed in the graph from the timestep: a forward
+    that is taken again gives the same.
     """
 
     def __init__(
-        self, program: Program, sites: Collection[PlannedSite], options: DistillationOptions, seed: int, *, feature: bool
+        self,
+        program: Program,
+        sites: Collection[PlannedSite],
+        options: DistillationOptions,
+        seed: int,
+        *,
+        feature: bool,
     ) -> None:
         self._program = program
         names = {planned.name for planned in sites}

@@ -56,8 +56,8 @@ def find_guidance(rows: Tensor, guided: Tensor, images: int) -> Guidance | None:
 class Trajectories:
     """Runs the sampler with predictions of the caller's.
 
-    predict: called with the graph's inputs for every denoiser call; gives what the pipeline goes on with. step: called with
-    what the scheduler is given, after guidance, before every scheduler step.
+    predict: called with the graph's inputs for every denoiser call; gives what the pipeline goes on with. step: called
+    with what the scheduler is given, after guidance, before every scheduler step.
     """
 
     def __init__(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -55,7 +57,7 @@ def scaled(program: Program) -> None:
 
 
 @pytest.mark.parametrize("gamma", [False, True])
-def test_begins_as_the_program_without_learning(make: Make, gamma: bool) -> None:
+def test_begins_as_the_program_without_learning(make: Any, gamma: bool) -> None:
     program, context = make(before=scaled if gamma else lambda program: None)
     with torch.no_grad():
         found = student_of(program)(arguments())[0]
@@ -68,7 +70,7 @@ def test_begins_as_the_program_without_learning(make: Make, gamma: bool) -> None
 
 
 @pytest.mark.parametrize("gamma", [False, True])
-def test_what_is_exported_is_what_was_learned(make: Make, gamma: bool) -> None:
+def test_what_is_exported_is_what_was_learned(make: Any, gamma: bool) -> None:
     program, context = make(before=scaled if gamma else lambda program: None)
     student = student_of(program)
     with torch.no_grad():
@@ -86,7 +88,7 @@ def test_what_is_exported_is_what_was_learned(make: Make, gamma: bool) -> None:
         assert torch.equal(found, wanted)
 
 
-def test_only_low_ranks_scales_and_ranges_are_learned(make: Make) -> None:
+def test_only_low_ranks_scales_and_ranges_are_learned(make: Any) -> None:
     program, _ = make()
     student = student_of(program)
     names = {name for name, _ in student.module.named_parameters() if not name.startswith("dmq.")}
@@ -101,7 +103,7 @@ def test_only_low_ranks_scales_and_ranges_are_learned(make: Make) -> None:
     assert ranged == {planned.name for planned in sites(program)}
 
 
-def test_gradients_of_ranges_are_those_of_the_timestep(make: Make) -> None:
+def test_gradients_of_ranges_are_those_of_the_timestep(make: Any) -> None:
     """Slots come from the timestep: every sample reaches its own row, and no other."""
     program, _ = make()
     student = student_of(program)
@@ -119,7 +121,7 @@ def test_gradients_of_ranges_are_those_of_the_timestep(make: Make) -> None:
         assert zero is not None and set(zero.abs().sum(1).nonzero().flatten().tolist()) <= set(slots)
 
 
-def test_a_forward_that_is_taken_again_gives_the_same_gradients(make: Make) -> None:
+def test_a_forward_that_is_taken_again_gives_the_same_gradients(make: Any) -> None:
     """As gradient checkpointing does it: no step is counted."""
     from torch.utils.checkpoint import checkpoint
 
@@ -127,7 +129,10 @@ def test_a_forward_that_is_taken_again_gives_the_same_gradients(make: Make) -> N
     student = student_of(program)
     disturb(student)
     gradients = []
-    for call in (lambda x, t: student((x, t))[0], lambda x, t: checkpoint(student.module, x, t, use_reentrant=False)[0]):
+    for call in (
+        lambda x, t: student((x, t))[0],
+        lambda x, t: checkpoint(student.module, x, t, use_reentrant=False)[0],
+    ):
         for _, parameter in student.trainable():
             parameter.grad = None
         call(*arguments()).square().sum().backward()
@@ -136,7 +141,7 @@ def test_a_forward_that_is_taken_again_gives_the_same_gradients(make: Make) -> N
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
 
-def test_the_feature_is_the_last_layers_input_in_both_models(make: Make) -> None:
+def test_the_feature_is_the_last_layers_input_in_both_models(make: Any) -> None:
     program, _ = make()
     plain = program.traced.graph_module(*arguments())[0]
     prediction, feature = Teacher(program, feature=True)(arguments())
@@ -150,7 +155,7 @@ def test_the_feature_is_the_last_layers_input_in_both_models(make: Make) -> None
     assert rounded is not None and rounded.shape == feature.shape and not torch.equal(rounded, feature)
 
 
-def test_integer_base_begins_with_the_same_integers(make: Make) -> None:
+def test_integer_base_begins_with_the_same_integers(make: Any) -> None:
     program, _ = make()
     plain, base = student_of(program), student_of(program, DistillationOptions(rank=4, base="int"))
     for name, weight in plain.weights.items():
@@ -158,7 +163,7 @@ def test_integer_base_begins_with_the_same_integers(make: Make) -> None:
         torch.testing.assert_close(base.weights[name].base, weight.start.dequantized())
 
 
-def test_ranges_stay_on_the_grid(make: Make) -> None:
+def test_ranges_stay_on_the_grid(make: Any) -> None:
     program, _ = make()
     student = student_of(program)
     table = student.tables[0]
