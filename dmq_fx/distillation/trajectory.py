@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,12 @@ from dmq_fx.errors import CalibrationError
 from dmq_fx.sampling import Sampler, answer_calls, watch_predictions
 from dmq_fx.tracing import TracedModel, bind_inputs
 
-NOISE = 2**32
-"""Image k of seed s begins from noise of seed (s + 1) 2^32 + k: nothing that is calibrated or evaluated on has it."""
+FIRST_NOISE = 2**31
+"""Noise that is learned from has seeds from here on: calibration and evaluation have those below. Of a seed, torch's
+generators on CPUs use 32 bits."""
+
+IMAGES = 2**26
+"""Images that a run may learn from."""
 
 FIT = 0.02
 """Largest part of a guided prediction that its two halves may leave unexplained."""
@@ -53,6 +58,12 @@ def find_guidance(rows: Tensor, guided: Tensor, images: int) -> Guidance | None:
     return Guidance(float(weight))
 
 
+def first_noise(seed: int) -> int:
+    """Seed of the noise of a run's first image; those of other runs are so far away that hardly any two overlap."""
+    digest = hashlib.sha256(f"trajectories {seed}".encode()).digest()
+    return FIRST_NOISE + int.from_bytes(digest[:8], "big") % (FIRST_NOISE - IMAGES)
+
+
 class Trajectories:
     """Runs the sampler with predictions of the caller's.
 
@@ -70,7 +81,7 @@ class Trajectories:
         predict: Callable[[tuple[Tensor, ...]], Tensor],
         step: Callable[[Tensor], None],
     ) -> None:
-        self._sampler = sampler.with_options(batch=batch, seed=NOISE * (seed + 1))
+        self._sampler = sampler.with_options(batch=batch, seed=first_noise(seed))
         self._batch = batch
         self._traced = traced
         self._predict = predict

@@ -160,7 +160,7 @@ def test_divergence_is_named(make: Any, monkeypatch: pytest.MonkeyPatch) -> None
     program, context = make()
     trainer = trainer_of(program, context)
     weight = next(iter(trainer.student.weights.values()))
-    weight.base.fill_(float("nan"))
+    weight.base = torch.full_like(weight.base, float("nan"))
     with pytest.raises(CalibrationError, match="lora_distill diverged: the loss is nan at iteration 1") as error:
         trainer.run()
     assert "lower learning_rate" in str(error.value)
