@@ -19,7 +19,7 @@ def inspect_command(
 
     Example: [bold]dmq inspect out --site 'up_blocks.*.conv_shortcut'[/]
     """
-    from dmq_fx.artifact.folder import open_artifact
+    from dmq_fx.artifact.folder import artifact_sizes, open_artifact
     from dmq_fx.inspection import artifact_rows, filter_rows, site_table
 
     opened = open_artifact(artifact)
@@ -29,6 +29,7 @@ def inspect_command(
         hint = did_you_mean(site, [row["name"] for row in rows]) or "`dmq inspect` without --site lists them"
         raise DmqError(f"no site matches {site!r}", where=artifact, hint=hint)
     recipe = opened.manifest.content["recipe"]
+    sizes = artifact_sizes(opened)
     if json:
         print_json(
             {
@@ -37,6 +38,7 @@ def inspect_command(
                 "model": opened.model,
                 "bytes": opened.bytes,
                 "totals": opened.report["totals"],
+                "sizes": sizes,
                 "passes": opened.report["passes"],
                 "timesteps": opened.report["timesteps"],
                 "sites": [dict(row) for row in chosen],
@@ -50,3 +52,9 @@ def inspect_command(
         f"\n{totals['quantized_sites']} of {totals['sites']} sites quantized, {totals['mean_weight_bits']:.2f} bits "
         f"a weight on average, {opened.bytes / 1e6:.2f} MB on disk"
     )
+    if "paper_bytes" in sizes:
+        console.print(
+            f"the model: {sizes['paper_bytes'] / 1e6:.2f} MB as papers count (every parameter at the bits of most "
+            f"weights), {sizes['honest_bytes'] / 1e6:.2f} MB with scales, ranges and full precision, "
+            f"{sizes['file_bytes'] / 1e6:.2f} MB in the file"
+        )

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from dmq_fx.artifact.container import check_target
-from dmq_fx.artifact.folder import save_program
+from dmq_fx.artifact.folder import TENSORS, save_program
+from dmq_fx.artifact.sizes import Sizes, measure_sizes
 from dmq_fx.backend_api import BACKENDS
 from dmq_fx.backend_parity import BackendParity
 from dmq_fx.backend_plan import verified_backend
@@ -29,7 +30,7 @@ from dmq_fx.metrics import Evaluation
 from dmq_fx.models import LoadedModel, fingerprint, load_denoiser_on_meta, load_model
 from dmq_fx.options import parse_device, parse_dtype
 from dmq_fx.pass_api import PASSES
-from dmq_fx.pipeline import check_order, run_passes
+from dmq_fx.pipeline import check_order, check_plan, run_passes
 from dmq_fx.planning import Plan, make_plan
 from dmq_fx.program import PassContext, Program
 from dmq_fx.recipe import ResolvedRecipe, lock_document, lock_text, resolve
@@ -48,7 +49,8 @@ class CompileResult:
     """What a compile made.
 
     seconds: wall time; bytes: size of the artifact's files; gates: of `expect:`; passes: what each pass reported, with
-    its name as `pass` and the number of `sites` that it worked on.
+    its name as `pass` and the number of `sites` that it worked on. sizes: of the model as papers count and honestly;
+    tensor_bytes: of the file with its tensors.
     """
 
     output: Path
@@ -60,6 +62,8 @@ class CompileResult:
     evaluation: Evaluation | None
     passes: tuple[dict[str, Any], ...] = ()
     parity: BackendParity | None = None
+    sizes: Sizes | None = None
+    tensor_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The object that `dmq compile --json` prints."""
@@ -72,6 +76,7 @@ class CompileResult:
             "quantized_sites": totals.quantized_sites,
             "mean_weight_bits": totals.mean_weight_bits,
             "bytes": self.bytes,
+            "sizes": {**self.sizes.to_json(), "file_bytes": self.tensor_bytes} if self.sizes else None,
             "gates": [gate.to_json() for gate in self.gates],
             "passes": [{"name": report["pass"], "sites": report["sites"]} for report in self.passes],
             "backend_parity": self.parity.to_json() if self.parity else None,
@@ -100,7 +105,9 @@ def plan(
     resolved = resolve_recipe(recipe, overrides)
     loaded = load_denoiser_on_meta(model) if isinstance(model, (str, Path)) else load_model(model)
     traced = trace(loaded.denoiser, inputs)
-    return make_plan(resolved.recipe, find_sites(traced), traced)
+    made = make_plan(resolved.recipe, find_sites(traced), traced)
+    check_plan(made, resolved.recipe.passes)
+    return made
 
 
 def compile(
@@ -149,6 +156,7 @@ def compile(
     progress("tracing", 0, 0)
     traced = trace(loaded.denoiser, inputs, dynamic_size=dynamic_size)
     made = make_plan(resolved.recipe, find_sites(traced), traced)
+    check_plan(made, resolved.recipe.passes)
     identity = fingerprint(loaded.denoiser)
     checkpoint = Checkpoint(target, resume=resume)
     checkpoint.require(recipe=resolved.digest, model=identity, version=package_versions(), device=place.type)
@@ -171,6 +179,7 @@ def compile(
     lock = lock_document(
         resolved, model=content["model"], environment=content["environment"], seed=resolved.recipe.calibration.seed
     )
+    sizes = measure_sizes(program)
     progress("writing", 0, 0)
     manifest = save_program(
         program,
@@ -183,6 +192,7 @@ def compile(
             "passes": pass_reports,
             "timesteps": timesteps.tolist(),
             "totals": vars(made.totals),
+            "sizes": sizes.to_json(),
             "errors": by_step,
         },
         html=site_table_html(resolved.recipe.name, site_rows(made, errors)),
@@ -190,6 +200,7 @@ def compile(
     )
     checkpoint.remove()
     size = sum(record.size for record in manifest.files)
+    tensors = next(record.size for record in manifest.files if record.name == TENSORS)
     measured = measure_gates(
         target,
         loaded,
@@ -211,6 +222,8 @@ def compile(
         measured.evaluation,
         tuple(pass_reports),
         measured.parity,
+        sizes,
+        tensors,
     )
 
 

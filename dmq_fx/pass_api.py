@@ -19,16 +19,32 @@ class PassResult:
     report: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Order:
+    """Where a pass stands among others: states of the program that it requires and gives, and must come before.
+
+    conflict: what to do where an earlier pass gives what this one does.
+    """
+
+    requires: frozenset[str]
+    ensures: frozenset[str]
+    before: frozenset[str] = frozenset()
+    conflict: str = "leave one of them out"
+
+
 class GraphPass(Protocol):
     """A graph rewrite, with or without learned numbers.
 
     `Options` is a frozen dataclass whose fields are made with `dmq_fx.recipe.language.option`; the recipe
     language takes its schema and defaults from it. `requires` and `ensures` name states of the program
     ("traced", "grouped", "observed", "calibrated", "rounded", "quantized"); the compiler inserts the steps that lead
-    there; "assigned" is what passes ensure that choose integers for weights, "bias_corrected" and "output_corrected"
-    what those ensure that correct what all others have left. `before`, which may be left out, names
-    states that must not have been reached: a pass that changes what ranges are found on comes before "observed".
-    `foresee(program, options)`, which may be left out too, does to sites and activations of a program without weights
+    there; "allocated" is what passes ensure that choose bits, "assigned" those that choose integers for weights,
+    "bias_corrected" and "output_corrected" those that correct what all others have left. `before`, which may be left
+    out, names states that must not have been reached: a pass that changes what ranges are found on comes before
+    "observed". A pass whose options decide these has `order(options)`, an `Order`, in their place.
+    `check(plan, options)`, which may be left out too, raises RecipeError where the plan does not suit the pass, before
+    anything is computed.
+    `foresee(program, options)`, likewise, does to sites and activations of a program without weights
     what the pass will have done to them when a backend sees it: for `dmq plan --backend`.
     """
 
@@ -44,3 +60,9 @@ class GraphPass(Protocol):
 
 PASSES: Registry[type[GraphPass]] = Registry("pass", entry_point_group="dmq_fx.passes")
 """Passes by the name that recipes use."""
+
+
+def order_of(entry: type[GraphPass], options: Any) -> Order:
+    """Where a pass with these options stands among others."""
+    own = getattr(entry, "order", None)
+    return own(options) if own else Order(entry.requires, entry.ensures, getattr(entry, "before", frozenset()))

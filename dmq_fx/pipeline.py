@@ -9,7 +9,8 @@ from typing import Any
 from dmq_fx.calibration.ranges import calibrate
 from dmq_fx.checkpoint import Checkpoint
 from dmq_fx.errors import InternalError, RecipeError
-from dmq_fx.pass_api import PASSES
+from dmq_fx.pass_api import PASSES, order_of
+from dmq_fx.planning import Plan
 from dmq_fx.program import (
     PassContext,
     Program,
@@ -35,16 +36,17 @@ def run_passes(
     reports = []
     for place, spec in enumerate(passes):
         entry = PASSES.get(spec.name, where=spec.where)
+        order = order_of(entry, spec.options)
         for state in STEPS:
-            if state in entry.requires and state not in program.states:
+            if state in order.requires and state not in program.states:
                 advance(program, state, context)
-        missing = entry.requires - program.states
+        missing = order.requires - program.states
         if missing:
             raise InternalError(f"pass {spec.name!r} requires {sorted(missing)}, which nothing before it gives")
         section = checkpoint.section(f"{place:02d}-{spec.name}") if checkpoint else None
         result = entry.run(program, spec.options, replace(context, checkpoint=section))
         program.graph_module.graph.lint()
-        program.states |= entry.ensures
+        program.states |= order.ensures
         reports.append({**result.report, "pass": spec.name, "sites": len(result.modified)})
     advance(program, "quantized", context)
     return reports
@@ -54,13 +56,13 @@ def check_order(passes: Sequence[PassSpec]) -> None:
     """Raise RecipeError for a pass that comes after a step which it must precede."""
     reached: dict[str, str] = {}
     for spec in passes:
-        entry = PASSES.get(spec.name, where=spec.where)
-        late = [state for state in reached if state in getattr(entry, "before", ())]
-        if late and late[0] in entry.ensures:
+        own = order_of(PASSES.get(spec.name, where=spec.where), spec.options)
+        late = [state for state in reached if state in own.before]
+        if late and late[0] in own.ensures:
             raise RecipeError(
                 f"passes {spec.name!r} and {reached[late[0]]!r} do the same, and the second would undo the first",
                 where=spec.where,
-                hint="leave one of them out",
+                hint=own.conflict,
             )
         if late:
             raise RecipeError(
@@ -69,11 +71,19 @@ def check_order(passes: Sequence[PassSpec]) -> None:
                 hint=f"{reached[late[0]]!r} needs the model in the state {late[0]!r}, which {spec.name!r} would change",
             )
         order = list(STEPS)
-        needed = [order.index(state) for state in entry.requires if state in STEPS]
+        needed = [order.index(state) for state in own.requires if state in STEPS]
         for state in order[: max(needed, default=-1) + 1]:
             reached.setdefault(state, spec.name)
-        for state in entry.ensures:
+        for state in own.ensures:
             reached.setdefault(state, spec.name)
+
+
+def check_plan(plan: Plan, passes: Sequence[PassSpec]) -> None:
+    """Raise RecipeError for a pass that cannot work on the sites which it is asked for."""
+    for spec in passes:
+        entry = PASSES.get(spec.name, where=spec.where)
+        if hasattr(entry, "check"):
+            entry.check(plan, spec.options)  # type: ignore[attr-defined]
 
 
 def advance(program: Program, state: str, context: PassContext) -> None:

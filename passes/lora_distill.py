@@ -27,7 +27,7 @@ class LoraDistill:
 
     Options = DistillationOptions
     requires = frozenset({"calibrated"})
-    ensures = frozenset({"assigned"})
+    ensures = frozenset({"assigned", "distilled"})
     before = frozenset({"assigned", "rounded", "bias_corrected", "output_corrected"})
 
     @staticmethod

@@ -12,7 +12,7 @@ from torch import Tensor
 from dmq_fx.calibration.store import CalibrationSet
 from dmq_fx.calibration.streaming import stream_sites
 from dmq_fx.errors import CalibrationError
-from dmq_fx.numerics.equivalent_scaling import largest_by_input, smoothquant_scale
+from dmq_fx.numerics.equivalent_scaling import balanced_scale, largest_by_input, smoothquant_scale
 from dmq_fx.planning import PlannedSite
 from dmq_fx.program.graph_tools import get_tensor
 from dmq_fx.program.program import PassContext, Program
@@ -77,6 +77,14 @@ def channel_extremes(
 
 def closed_form(program: Program, group: ScalingGroup, extremes: Extremes, alpha: float) -> Tensor:
     """SmoothQuant's gamma of a group, [channels], from its extremes and the weights of all its sites."""
+    return smoothquant_scale(extremes.largest, _largest_weights(program, group), alpha)
+
+
+def balanced(program: Program, group: ScalingGroup, extremes: Extremes) -> Tensor:
+    """MPQ-DM's pre-scaling of a group as gamma, [channels], likewise."""
+    return balanced_scale(extremes.largest, _largest_weights(program, group))
+
+
+def _largest_weights(program: Program, group: ScalingGroup) -> Tensor:
     names = [planned.site.weight or "" for planned in group.sites]
-    weights = largest_by_input([get_tensor(program.traced.graph_module, name) for name in names])
-    return smoothquant_scale(extremes.largest, weights, alpha)
+    return largest_by_input([get_tensor(program.traced.graph_module, name) for name in names])

@@ -39,14 +39,10 @@ class LocalLoss:
 
         args, output: the site's full-precision call. slot: [samples], the slot of every sample of the batch.
         """
-        group = self.group_of[planned.name]
-        spec, weight_spec = group.activation.spec, planned.weight
-        assert spec is not None and weight_spec is not None
+        weight_spec = planned.weight
+        assert weight_spec is not None
         x = args[0].float()
-        rows = slot.repeat_interleave(len(x) // len(slot)) if slot is not None and spec.per_timestep else None
-        scale, zero_point = self._activation_scale(group, spec, gamma, rows, len(x))
-        grid = IntegerGrid(spec.bits, spec.symmetric)
-        rounded = ScaledFakeQuantize.apply(x, gamma, scale, zero_point, grid, group.axis)
+        rounded = self.rounded_input(planned, x, slot, gamma)
         weight = get_tensor(self.program.traced.graph_module, planned.site.weight or "").detach().float()
         bits = self.program.channel_bits.get(planned.site.weight or "")
         levels = weight_grid(weight_spec, bits)
@@ -56,6 +52,15 @@ class LocalLoss:
         result = call_site(self.program, planned, (rounded, quantized, *rest))
         samples = len(slot) if slot is not None else len(x)
         return (result - output.float()).square().reshape(samples, -1).mean(1)
+
+    def rounded_input(self, planned: PlannedSite, x: Tensor, slot: Tensor | None, gamma: Tensor) -> Tensor:
+        """Q(x / gamma) of a site's input, float32, differentiable in gamma."""
+        group = self.group_of[planned.name]
+        spec = group.activation.spec
+        rows = slot.repeat_interleave(len(x) // len(slot)) if slot is not None and spec.per_timestep else None
+        scale, zero_point = self._activation_scale(group, spec, gamma, rows, len(x))
+        grid = IntegerGrid(spec.bits, spec.symmetric)
+        return ScaledFakeQuantize.apply(x, gamma, scale, zero_point, grid, group.axis)  # type: ignore[no-any-return]
 
     def _activation_scale(
         self, group: ScalingGroup, spec: ActivationSpec, gamma: Tensor, rows: Tensor | None, samples: int

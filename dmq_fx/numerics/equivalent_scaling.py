@@ -15,6 +15,8 @@ from dmq_fx.numerics.grid import Grid, IntegerGrid
 from dmq_fx.numerics.qparams import SMALLEST_SCALE
 
 SMALLEST = 1e-5
+LARGEST_BALANCE = 1e4
+"""No channel is scaled by more, or by less than one over it."""
 
 
 def smoothquant_scale(activation: Tensor, weight: Tensor, alpha: float) -> Tensor:
@@ -29,6 +31,17 @@ def smoothquant_scale(activation: Tensor, weight: Tensor, alpha: float) -> Tenso
         return torch.ones_like(scale)
     scale = scale / scale[used].log().mean().exp()
     return torch.where(used, scale, torch.ones_like(scale)).clamp_min(SMALLEST)
+
+
+def balanced_scale(activation: Tensor, weight: Tensor) -> Tensor:
+    """s_i = sqrt(max|X_i| / max|W_i|), [channels]: both sides of a channel then have the same largest value.
+
+    MPQ-DM's pre-scaling (AAAI 2025), whose delta is 1 / s. activation, weight: largest absolute values, [channels].
+    1 for a channel without values or without weights.
+    """
+    used = (activation > SMALLEST) & (weight > SMALLEST)
+    scale = (activation.clamp_min(SMALLEST) / weight.clamp_min(SMALLEST)).sqrt()
+    return torch.where(used, scale.clamp(1 / LARGEST_BALANCE, LARGEST_BALANCE), torch.ones_like(scale))
 
 
 def largest_by_input(weights: list[Tensor]) -> Tensor:

@@ -70,9 +70,11 @@ class PlannedSite:
         if self.weight is None:
             return self.site.parameters * FULL_PRECISION_BITS // 8
         per_scale = 4 if self.weight.symmetric else 5
-        return self._integers() + self._scales() * per_scale
+        return self.integer_bytes + self.scales * per_scale
 
-    def _integers(self) -> int:
+    @property
+    def integer_bytes(self) -> int:
+        """Bytes of the packed integers, and of what says how many bits each channel has."""
         assert self.weight is not None
         if not self.widths:
             return (self.site.parameters * self.weight.bits + 7) // 8
@@ -88,7 +90,9 @@ class PlannedSite:
             return self.site.macs * self.activation_bits**2
         return round(self.site.macs * self.weight_bits * self.activation_bits)
 
-    def _scales(self) -> int:
+    @property
+    def scales(self) -> int:
+        """How many scales the weight has."""
         assert self.weight is not None
         if self.weight.granularity == "per_tensor":
             return 1
