@@ -3,10 +3,10 @@
     python benchmarks/mpqdm.py --reference mnist.tar.xz --samples 5000 --output out/mpqdm \
         --records benchmarks/records/mpqdm-ddpm-mnist.json --seeds 0 1 2 [--tables 1 5] [--budget standard]
 
-A seed is that of calibration, of the noise that is learned from and of everything drawn; images are measured from the same
-noise for all. Artifacts, images and rows are kept as those of `benchmarks/quality.py`, whose parts these are: a run that is
-interrupted goes on. Sizes are the paper's (all parameters at the body's bits), the sum of what has to be stored, and of the
-file with the tensors.
+A seed is that of calibration, of the noise that is learned from and of everything drawn; images are measured from the
+same noise for all. Artifacts, images and rows are kept as those of `benchmarks/quality.py`, whose parts these are: a run
+that is interrupted goes on. Sizes are the paper's (all parameters at the body's bits), the sum of what has to be stored,
+and that of the file with the tensors.
 """
 
 from __future__ import annotations
@@ -114,9 +114,10 @@ def report(args: Namespace, number: int, rows: dict[str, list[dict[str, Any]]]) 
             continue
         sizes = [found[0]["sizes"][f"{kind}_bytes"] / 1e6 for kind in ("paper", "honest", "file")]
         bits = recipe.rpartition("/")[2] if "/w" in recipe else "w3a6" if "w3a6" in recipe else "w3a4"
+        error, seconds = ([one[key] for one in found] for key in ("final_mse", "seconds"))
         print(
             f"| {recipe} | {bits} | {', '.join(f'{size:.3f}' for size in sizes)} | {cells} "
-            f"| {spread([one['final_mse'] for one in found], '.2e')} | {spread([one['seconds'] for one in found], '.0f')} |"
+            f"| {spread(error, '.2e')} | {spread(seconds, '.0f')} |"
         )
 
 

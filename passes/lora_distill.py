@@ -32,17 +32,15 @@ class LoraDistill:
 
     @staticmethod
     def run(program: Program, options: DistillationOptions, context: PassContext) -> PassResult:
-        sites = [planned for planned in program.plan.for_pass("lora_distill") if planned.weight and planned.site.weight]
-        if not sites:
+        sites = list(program.plan.for_pass("lora_distill"))
+        if not any(planned.weight for planned in sites):
             raise CalibrationError(
                 "no site has weights that lora_distill could learn",
                 where="passes.lora_distill",
                 hint="give the sites' scheme a `weight:`, and check the rules' `passes:`",
             )
         if context.sampler is None:
-            raise CalibrationError(
-                "lora_distill needs a sampler to learn along"
-            )
+            raise CalibrationError("lora_distill needs a sampler to learn along")
         check_timestep(program.traced, per_timestep=any(a.spec.per_timestep for a in program.activations))
         sites, left = _whole_weights(program, sites)
         student = Student(program, sites, options, context.seed, feature=options.distance != "none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class StudentOptimizer:
     ) -> None:
         self._student = student
         self._iterations = iterations
-        groups: list[dict[str, object]] = []
+        groups: list[dict[str, Any]] = []
         rates = lora_rates(list(student.weights.values()), options)
         for weight, rate in zip(student.weights.values(), rates, strict=True):
             decay = options.weight_decay
@@ -50,7 +51,7 @@ class StudentOptimizer:
         if ranges:
             groups.append({"params": ranges, "lr": rate, "weight_decay": decay})
         self._adam = torch.optim.AdamW(groups, lr=0.0, fused=True) if groups else None
-        self._rates = [group["lr"] for group in groups]
+        self._rates: list[float] = [group["lr"] for group in groups]
 
     def step(self, loss: Tensor, iteration: int, slots: Tensor | None) -> None:
         """Take the gradients of `loss` and move; slots: those of the sampler step."""

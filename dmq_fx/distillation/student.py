@@ -32,7 +32,8 @@ WEIGHTS = "dmq.learned_weights"
 class Student:
     """A differentiable copy of what the program will compute; the program itself is changed by `export` only.
 
-    Requires "calibrated". sites: whose weights and ranges are learned; all others are rounded as the program has them.
+    Requires "calibrated". sites: whose weights and ranges are learned; all others are rounded as the program has them
+    (a weight that several sites share is that of all of them, or of none).
     feature: also give the features before the last layer. Slots are computed in the graph from the timestep: a forward
     that is taken again gives the same.
     """
@@ -87,7 +88,7 @@ class Student:
         for name, planned in sites.items():
             assert name is not None
             start = program.nearest_weight(planned)
-            if planned.name not in names:
+            if planned.name not in names:  # as the program has it, or will have it
                 original = get_tensor(program.traced.graph_module, name)
                 set_buffer(self.module, name, program.weights.get(name, start).dequantized().to(original))
                 continue
@@ -167,7 +168,9 @@ def last_site(program: Program) -> PlannedSite:
 def feature_axis(program: Program) -> int:
     """The axis of the channels of the last site's input."""
     planned = last_site(program)
-    return program.nodes[planned.site.node].args[0].meta["val"].dim() - 1 if planned.site.op == "linear" else 1
+    source = program.nodes[planned.site.node].args[0]
+    assert isinstance(source, fx.Node)
+    return source.meta["val"].dim() - 1 if planned.site.op == "linear" else 1
 
 
 def add_feature(module: fx.GraphModule, program: Program) -> bool:

@@ -132,7 +132,8 @@ class Trainer:
         slot = nearest_slot(self._program, arguments)
         if slot is not None:
             step.slots.append(slot)
-        return found.detach() if self._options.trajectory == "student" and self._learning else exact
+        own = self._options.trajectory == "student" and self._learning
+        return (found.detach() if own else exact).clone()  # pipelines may write into what they are given
 
     def _finish_step(self, guided: Tensor) -> None:
         """Take the losses of a sampler step and, while learning, an optimizer step."""
@@ -141,12 +142,12 @@ class Trainer:
             return  # schedulers that take several steps for one prediction
         exact, found = joined(step.teacher), joined(step.student)
         own = exact if self._options.trajectory == "teacher" or not self._learning else found.detach()
-        guidance = find_guidance(own.narrow(1, 0, guided.shape[1]), guided, self._options.batch)
+        guidance = find_guidance(same_rows(own, guided, None), guided, self._options.batch)
         self.guided = self.guided or guidance is not None
         with torch.set_grad_enabled(self._learning):
             error = same_rows(found, guided, guidance).float() - same_rows(exact, guided, guidance).float()
             loss, elements, of_row = error.square().sum(), error.numel(), math.nan
-            mean = float(loss.detach()) / elements
+            mean = self._finite(float(loss.detach()) / elements)
             if self._options.task_loss == "mean":
                 loss = loss / elements
             if self._distance is not None:
@@ -163,15 +164,19 @@ class Trainer:
 
     def _learn(self, loss: Tensor, mean: float, slots: Tensor | None) -> None:
         done = len(self.history) * self.steps + len(self._losses)
-        if not math.isfinite(mean):
-            raise CalibrationError(
-                f"lora_distill diverged: the loss is {mean} at iteration {done}",
-                where="passes.lora_distill",
-                hint="lower learning_rate and activation_learning_rate",
-            )
         self.optimizer.step(loss, done - 1, slots)
         shown = f"distilling · loss {mean:.3g}"
         self._context.progress(shown, done, self.trajectories * self.steps)
+
+    def _finite(self, loss: float) -> float:
+        if math.isfinite(loss):
+            return loss
+        done = len(self.history) * self.steps + len(self._losses)
+        raise CalibrationError(
+            f"the loss is {loss} after {done} iterations of lora_distill",
+            where="passes.lora_distill",
+            hint="lower learning_rate and activation_learning_rate" if done else "check the model in full precision",
+        )
 
     def _state(self) -> dict[str, Tensor]:
         values = {f"value.{name}": parameter.detach() for name, parameter in self.student.trainable()}
