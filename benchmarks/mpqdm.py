@@ -4,8 +4,8 @@
         --records benchmarks/records/mpqdm-ddpm-mnist.json --seeds 0 1 2 [--tables 1 5] [--budget standard]
 
 A seed is that of calibration, of the noise that is learned from and of everything drawn; images are measured from the
-same noise for all. Artifacts, images and rows are kept as those of `benchmarks/quality.py`, whose parts these are: a run
-that is interrupted goes on. Sizes are the paper's (all parameters at the body's bits), the sum of what has to be stored,
+same noise for all. Artifacts, images and rows are kept as those of `benchmarks/quality.py`, whose parts these are: an
+interrupted run goes on. Sizes are the paper's (all parameters at the body's bits), the sum of what has to be stored,
 and that of the file with the tensors.
 """
 

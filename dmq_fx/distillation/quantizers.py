@@ -34,7 +34,7 @@ class _LearnedStep(torch.autograd.Function):
         centred = integers.sub_(zero_point)
         step = scale if down is None else scale * down
         output = centred * step
-        ctx.save_for_backward(inside, torch.addcmul(centred, ratio, inside, value=-1), step)
+        ctx.save_for_backward(inside, torch.where(inside, centred - ratio, centred), step)
         ctx.shapes, ctx.up, ctx.down = (scale.shape, zero_point.shape), up, down
         return output
 
@@ -46,9 +46,9 @@ class _LearnedStep(torch.autograd.Function):
             scaled = gradient if ctx.down is None else gradient * ctx.down
             of_scale = (scaled * error).sum_to_size(ctx.shapes[0])
         if ctx.needs_input_grad[2]:
-            clipped = (gradient * ~inside).sum_to_size(torch.broadcast_shapes(ctx.shapes[1], step.shape))
+            clipped = torch.where(inside, 0.0, gradient).sum_to_size(torch.broadcast_shapes(ctx.shapes[1], step.shape))
             of_zero_point = (-clipped * step).sum_to_size(ctx.shapes[1])
-        of_x = gradient * inside
+        of_x = torch.where(inside, gradient, 0.0)
         if ctx.down is not None:
             of_x = of_x * ctx.down
         return of_x if ctx.up is None else of_x / ctx.up, of_scale, of_zero_point, None, None, None, None
