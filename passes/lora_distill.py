@@ -67,7 +67,8 @@ class LoraDistill:
             for name, parameter in student.trainable():
                 parameter.data.copy_(start[name])
         student.export()
-        report: dict[str, Any] = {**trainer.report(), "before": before, "after": after, "kept": kept, "left": left}
+        losses = {"before": before, "after": after, "kept_nearest": kept}
+        report: dict[str, Any] = {**trainer.report(), **losses, "left": left}
         return PassResult(tuple(sorted(planned.name for planned in sites)), report)
 
 
