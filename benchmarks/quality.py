@@ -65,8 +65,12 @@ def library() -> list[str]:
 
 
 def compile_one(args: argparse.Namespace, recipe: str) -> dict[str, Any]:
-    overrides = (f"budget={args.budget}",)
-    return compile_recipe(recipe, args.model, artifact(args, recipe), cold=False, overrides=overrides)
+    return compile_recipe(recipe, args.model, artifact(args, recipe), cold=False, overrides=overrides_of(args))
+
+
+def overrides_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """The budget, and what a script that uses these functions sets beside it."""
+    return (f"budget={args.budget}", *getattr(args, "overrides", ()))
 
 
 def metric_names(args: argparse.Namespace) -> tuple[str, ...]:
@@ -79,7 +83,7 @@ def key_of(args: argparse.Namespace, recipe: str | None) -> str:
     """The model's name and digest, and the digest of the recipe with its overrides, or `full precision`."""
     from dmq_fx.compiler import resolve_recipe
 
-    digest = FULL_PRECISION if recipe is None else resolve_recipe(recipe, (f"budget={args.budget}",)).digest
+    digest = FULL_PRECISION if recipe is None else resolve_recipe(recipe, overrides_of(args)).digest
     return f"{args.model} {model_digest(args.model)} {digest}"
 
 
@@ -123,6 +127,7 @@ def row(args: argparse.Namespace, recipe: str | None, made: dict[str, Any]) -> d
         found["artifact"] = json.loads((folder / "manifest.json").read_text())["digest"]
         found["gbops"] = json.loads((folder / "report.json").read_text())["totals"]["bops"] / 1e9
         found |= {key: made[key] for key in ("mean_weight_bits", "bytes", "seconds")}
+        found["sizes"] = made.get("sizes")
     args.records.parent.mkdir(parents=True, exist_ok=True)
     records = read_records(args) | {key_of(args, recipe): found}  # read again: another process may have added rows
     partial = args.records.with_suffix(".partial")

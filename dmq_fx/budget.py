@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dmq_fx.errors import InternalError
 
 DIVISORS = {"quick": 200, "standard": 50, "full": 1}
 """Each budget by what it divides iterations by. `full` is as the options say, whose defaults are the papers'."""
 
+WHOLE_MODEL = {"quick": 50, "standard": 10, "full": 1}
+"""The same for passes that train the whole model at once: they learn from one sampler step at a time, with rates that
+cannot be raised as far as those of a layer's own loss."""
+
 DEFAULT_BUDGET = "standard"
 
 
-def scaled_iterations(iterations: int, budget: str) -> int:
+def scaled_iterations(iterations: int, budget: str, divisors: Mapping[str, int] = DIVISORS) -> int:
     """How many of `iterations` a learned pass takes under `budget`: 1, 1/50 or 1/200 of them, and at least 1."""
-    return max(1, iterations // _divisor(budget))
+    return max(1, iterations // _divisor(budget, divisors))
 
 
 def scaled_learning_rate(learning_rate: float, iterations: int, budget: str, limit: float) -> float:
@@ -25,7 +31,7 @@ def scaled_learning_rate(learning_rate: float, iterations: int, budget: str, lim
     return max(learning_rate, min(enlarged, limit))
 
 
-def _divisor(budget: str) -> int:
-    if budget not in DIVISORS:
-        raise InternalError(f"there is no budget {budget!r}: recipes take {', '.join(DIVISORS)}")
-    return DIVISORS[budget]
+def _divisor(budget: str, divisors: Mapping[str, int]) -> int:
+    if budget not in divisors:
+        raise InternalError(f"there is no budget {budget!r}: recipes take {', '.join(divisors)}")
+    return divisors[budget]

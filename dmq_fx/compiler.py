@@ -36,6 +36,7 @@ from dmq_fx.planning import Plan, make_plan
 from dmq_fx.program import PassContext, Program
 from dmq_fx.recipe import Library, ModelFacts, ResolvedRecipe, lock_document, lock_text, resolve
 from dmq_fx.roles import find_sites
+from dmq_fx.sampling import Sampler, SamplerOptions
 from dmq_fx.sharing.library import SharedLibrary
 from dmq_fx.sharing.provenance import check_locked
 from dmq_fx.tracing import TracedModel, graph_fingerprint, trace
@@ -220,7 +221,14 @@ def compile(
     timesteps = torch.tensor(list(dict.fromkeys(found.timesteps)) if found else [], dtype=torch.float32)
     program = Program(traced, made, timesteps)
     checkpoint.require(calibration=found.path.name if found else "none", graph=graph_fingerprint(traced.graph_module))
-    context = PassContext(found, resolved.recipe.calibration.seed, place, progress, budget=resolved.recipe.budget)
+    context = PassContext(
+        found,
+        resolved.recipe.calibration.seed,
+        place,
+        progress,
+        budget=resolved.recipe.budget,
+        sampler=Sampler(loaded, SamplerOptions.of(resolved.recipe.calibration), inputs),
+    )
     pass_reports = run_passes(program, resolved.recipe.passes, context, checkpoint)
     made = program.plan
     errors, by_step = error_report(program, loaded, resolved.recipe.calibration, context, inputs)

@@ -53,7 +53,7 @@ class Pts:
     Options = PtsOptions
     requires = frozenset({"calibrated"})
     ensures: frozenset[str] = frozenset()
-    before = frozenset({"quantized", "bias_corrected", "output_corrected"})
+    before = frozenset({"quantized", "distilled", "bias_corrected", "output_corrected"})
 
     @staticmethod
     def run(program: Program, options: PtsOptions, context: PassContext) -> PassResult:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dmq_fx.budget import DEFAULT_BUDGET, DIVISORS, scaled_iterations, scaled_learning_rate
+from dmq_fx.budget import DEFAULT_BUDGET, DIVISORS, WHOLE_MODEL, scaled_iterations, scaled_learning_rate
 from dmq_fx.errors import InternalError
 from dmq_fx.recipe.language import Recipe
 
@@ -12,6 +12,11 @@ from dmq_fx.recipe.language import Recipe
 def test_iterations_are_those_of_the_papers_under_full() -> None:
     assert [scaled_iterations(6000, budget) for budget in ("full", "standard", "quick")] == [6000, 120, 30]
     assert [scaled_iterations(20_000, budget) for budget in ("full", "standard", "quick")] == [20_000, 400, 100]
+
+
+def test_training_the_whole_model_is_shortened_less() -> None:
+    found = [scaled_iterations(16_000, budget, WHOLE_MODEL) for budget in ("full", "standard", "quick")]
+    assert found == [16_000, 1600, 320] and WHOLE_MODEL.keys() == DIVISORS.keys()
 
 
 def test_at_least_one_iteration_is_taken() -> None:

@@ -90,17 +90,21 @@ def quantized_activation(program: Program, activation: Activation, x: Tensor, sl
     if rows is not None:
         shape = (-1, *([1] * (x.dim() - 1)))
         scale, zero_point = scale[rows].reshape(shape), zero_point[rows].reshape(shape)
-    up, down = _factors(program, activation, x, rows)
-    return dequantize(quantize(x.float(), scale * up, zero_point, grid), scale * down, zero_point).to(x.dtype)
+    up, down = activation_factors(program, activation, x, rows)
+    before, after = (scale if factor is None else scale * factor for factor in (up, down))
+    return dequantize(quantize(x.float(), before, zero_point, grid), after, zero_point).to(x.dtype)
 
 
-def _factors(
+def activation_factors(
     program: Program, activation: Activation, x: Tensor, rows: Tensor | None
-) -> tuple[Tensor | float, Tensor | float]:
-    """What multiplies the scale before rounding, gamma 2^-k, and after it, 2^-k; broadcast against x."""
+) -> tuple[Tensor | None, Tensor | None]:
+    """What multiplies the scale before rounding, gamma 2^-k, and after it, 2^-k; broadcast against x. None for 1.
+
+    rows: slot of every row of x; None where there is one range.
+    """
     gamma, shifts = program.input_scales.get(activation.index), program.shifts.get(activation.index)
     if gamma is None and shifts is None:
-        return 1.0, 1.0
+        return None, None
     axis = channel_axis(program, activation)
     assert axis is not None
     powers = torch.ones(1, x.shape[axis]) if shifts is None else torch.pow(2.0, -shifts.float())

@@ -18,6 +18,7 @@ from dmq_fx.numerics import QParams, QuantizedWeight, quantize_weight, weight_gr
 from dmq_fx.planning import Plan, PlannedSite
 from dmq_fx.program.graph_tools import get_tensor, nodes_by_name, working_copy
 from dmq_fx.recipe.language import ActivationSpec
+from dmq_fx.sampling import Sampler
 from dmq_fx.tracing import TracedModel
 
 
@@ -156,7 +157,8 @@ class PassContext:
     """What a pass may use beside the program: the calibration inputs, a seed, and a way to tell progress.
 
     progress: called with (what, done, total). checkpoint: where this pass keeps how far it is; None if nowhere.
-    budget: the recipe's, for `dmq_fx.budget`.
+    budget: the recipe's, for `dmq_fx.budget`. sampler: the one that calibration inputs are captured from, for passes
+    that learn along trajectories of their own.
     """
 
     calibration: CalibrationSet | None
@@ -165,3 +167,4 @@ class PassContext:
     progress: Callable[[str, int, int], None]
     checkpoint: PassCheckpoint | None = None
     budget: str = DEFAULT_BUDGET
+    sampler: Sampler | None = None

@@ -196,7 +196,7 @@ class Recipe:
     source: str = option("where the method comes from, such as arXiv:2507.12933", default="")
     budget: str = option(
         "share of the iterations of learned passes: `full` is as their options say, by default the papers'; `standard` "
-        "a fiftieth, `quick` a two-hundredth",
+        "a fiftieth, `quick` a two-hundredth; of `lora_distill` a tenth and a fiftieth",
         default=DEFAULT_BUDGET,
         choices=tuple(DIVISORS),
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
+from diffusers.utils.outputs import BaseOutput
 from torch import Tensor, nn
 
 
@@ -54,3 +56,42 @@ def watch_steps(scheduler: Any, callback: Callable[[Tensor], None]) -> Iterator[
         yield
     finally:
         del scheduler.step
+
+
+@contextmanager
+def watch_predictions(scheduler: Any, callback: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call `callback(prediction)` with what `scheduler` is given, after any guidance, before every step."""
+    original = scheduler.step
+
+    @wraps(original)
+    def step(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
+        callback(model_output)
+        return original(model_output, *args, **kwargs)
+
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        del scheduler.step
+
+
+@contextmanager
+def answer_calls(denoiser: nn.Module, answer: Callable[[tuple[Any, ...], dict[str, Any]], Tensor]) -> Iterator[None]:
+    """`answer(args, kwargs)` gives the denoiser's predictions in place of its own forward."""
+
+    def forward(*args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+        sample = answer(args, kwargs)
+        return Prediction(sample=sample) if return_dict else (sample,)
+
+    denoiser.forward = forward  # an attribute of the module: pipelines look at its class, type and configuration
+    try:
+        yield
+    finally:
+        del denoiser.forward
+
+
+@dataclass
+class Prediction(BaseOutput):
+    """What a denoiser gives, under the name that diffusers' denoisers give it."""
+
+    sample: Tensor

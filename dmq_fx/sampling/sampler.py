@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,7 @@ class Sampler:
     def __init__(self, loaded: LoadedModel, options: SamplerOptions, inputs: Mapping[str, Any] | None = None) -> None:
         self.loaded = loaded
         self.options = options
+        self.inputs = inputs
         self.pipeline: Any = loaded.pipeline or DenoiserLoop(loaded.denoiser, loaded.class_name, inputs)
         self.component = loaded.component if loaded.pipeline is not None else "denoiser"
         self.scheduler = make_scheduler(options.scheduler, self.pipeline.scheduler)
@@ -62,6 +63,10 @@ class Sampler:
             self.component = "denoiser"
         if hasattr(self.pipeline, "set_progress_bar_config"):
             self.pipeline.set_progress_bar_config(disable=True)
+
+    def with_options(self, **changes: Any) -> Sampler:
+        """The same model with other options."""
+        return Sampler(self.loaded, replace(self.options, **changes), self.inputs)
 
     def run(self, samples: int, denoiser: nn.Module | None = None, *, first: int = 0) -> Iterator[Tensor]:
         """Yield batches of images ([batch, channels, height, width] in 0..1) or, without a decoder, of latents.

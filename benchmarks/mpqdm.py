@@ -1,0 +1,125 @@
+"""The rows of MPQ-DM's tables 1, 5, 6 and 7 on one model: sizes three ways, quality, error and time, by several seeds.
+
+    python benchmarks/mpqdm.py --reference mnist.tar.xz --samples 5000 --output out/mpqdm \
+        --records benchmarks/records/mpqdm-ddpm-mnist.json --seeds 0 1 2 [--tables 1 5] [--budget standard]
+
+A seed is that of calibration, of the noise that is learned from and of everything drawn; images are measured from the
+same noise for all. Artifacts, images and rows are kept as those of `benchmarks/quality.py`, whose parts these are: an
+interrupted run goes on. Sizes are the paper's (all parameters at the body's bits), the sum of what has to be stored,
+and that of the file with the tensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+from argparse import Namespace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from quality import FULL_PRECISION, compile_one, known_row, metric_names, row
+
+SETTINGS = ("w3a6", "w3a4", "w2a6", "w2a4")
+TABLES: dict[int, tuple[str, ...]] = {
+    1: (
+        *(f"{family}/{setting}" for setting in SETTINGS for family in ("naive", "hawq", "efficientdm", "mpq-dm")),
+        "mpq-dm/w2a6-plus",
+        "mpq-dm/w2a4-plus",
+        "combo/dmq-mpq-w3a6",
+    ),
+    5: ("efficientdm/w3a4", "mpq-dm/ablation/no-distill", "mpq-dm/ablation/trd", "mpq-dm/w3a4"),
+    6: (
+        "mpq-dm/ablation/trd",
+        "mpq-dm/ablation/selector-random",
+        "mpq-dm/ablation/selector-head-tail",
+        "mpq-dm/w3a4",
+    ),
+    7: ("mpq-dm/ablation/no-distill", "mpq-dm/ablation/l2", "mpq-dm/w3a4"),
+}
+"""Recipes by the paper's tables. `naive/x` is `efficientdm/x` without its pass: the same ranges, nearest rounding."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="builtin:ddpm-mnist")
+    parser.add_argument("--extractor", default="mnist", help="mnist, cifar10, or inception")
+    parser.add_argument("--reference", required=True, help="images that were not trained on, or stored statistics")
+    parser.add_argument("--subset", default="test", help="folder inside of the reference; empty for all")
+    parser.add_argument("--tables", type=int, nargs="+", default=list(TABLES), choices=list(TABLES))
+    parser.add_argument("--recipes", nargs="+", help="these alone, in one table")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--budget", default="standard", choices=("quick", "standard", "full"))
+    parser.add_argument("--samples", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=100_000, help="first image that is measured")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="images by torch.compile: half the time on a CPU")
+    parser.add_argument("--output", type=Path, required=True, help="folder of artifacts and images")
+    parser.add_argument("--records", type=Path, required=True, help="scores by digest (JSON)")
+    args = parser.parse_args()
+    tables = {0: tuple(args.recipes)} if args.recipes else {number: TABLES[number] for number in args.tables}
+    rows: dict[str, list[dict[str, Any]]] = {FULL_PRECISION: [row(of_seed(args, args.seeds[0]), None, {})]}
+    for seed in args.seeds:  # a whole table of one seed comes before the next seed
+        for name in dict.fromkeys(name for names in tables.values() for name in names):
+            rows.setdefault(name, []).append(measured(args, name, seed))
+    for number, names in tables.items():
+        report(args, number, {name: rows[name] for name in (FULL_PRECISION, *names)})
+
+
+def of_seed(args: Namespace, seed: int, overrides: tuple[str, ...] = ()) -> Namespace:
+    """The arguments of `quality.py` for one seed, with a folder and overrides of its own."""
+    given = (f"calibration.seed={seed * 1000}", *overrides)
+    found = Namespace(**{**vars(args), "output": args.output / f"seed-{seed}", "overrides": given})
+    found.output.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+def measured(args: Namespace, name: str, seed: int) -> dict[str, Any]:
+    """A recipe's row at one seed, with its sizes; from the records if it is there."""
+    recipe, overrides = name, ()
+    if name.startswith("naive/"):
+        recipe, overrides = f"efficientdm/{name.removeprefix('naive/')}", ("passes=[]",)
+    own = of_seed(args, seed, overrides)
+    if overrides:
+        own.output = own.output / "naive"
+        own.output.mkdir(exist_ok=True)
+    known = known_row(own, recipe)
+    return known if known is not None else row(own, recipe, compile_one(own, recipe))
+
+
+def spread(values: list[float], digits: str = ".4g") -> str:
+    """Mean and standard deviation; one value alone as it is."""
+    if len(values) == 1:
+        return f"{values[0]:{digits}}"
+    return f"{mean(values):{digits}} ± {stdev(values):.2g}"
+
+
+def report(args: Namespace, number: int, rows: dict[str, list[dict[str, Any]]]) -> None:
+    names = tuple(name for name in metric_names(args) if not name.startswith("recall"))
+    seeds = ", ".join(map(str, args.seeds))
+    title = f"Table {number}: " if number else ""
+    print(
+        f"\n{title}`{args.model}`, {args.samples} images (final MSE: 64) of {args.steps} steps from seed {args.seed} "
+        f"against {Path(args.reference).name}{'/' + args.subset if args.subset else ''}, budget {args.budget}, "
+        f"seeds {seeds}, {args.device}.\n"
+    )
+    print(f"| recipe | bits | MB: paper, honest, file | {' | '.join(names)} | final MSE | compile s |")
+    print("| --- " * (len(names) + 5) + "|")
+    for recipe, found in rows.items():
+        scores = [[one["scores"][name][0] for one in found] for name in names]
+        cells = " | ".join(spread(values) for values in scores)
+        if recipe == FULL_PRECISION:
+            print(f"| {recipe} | 32 | | {cells} | 0 | |")
+            continue
+        sizes = [found[0]["sizes"][f"{kind}_bytes"] / 1e6 for kind in ("paper", "honest", "file")]
+        bits = recipe.rpartition("/")[2] if "/w" in recipe else "w3a6" if "w3a6" in recipe else "w3a4"
+        error, seconds = ([one[key] for one in found] for key in ("final_mse", "seconds"))
+        print(
+            f"| {recipe} | {bits} | {', '.join(f'{size:.3f}' for size in sizes)} | {cells} "
+            f"| {spread(error, '.2e')} | {spread(seconds, '.0f')} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

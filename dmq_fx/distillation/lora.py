@@ -1,0 +1,86 @@
+"""Quantization-aware low-rank updates: a weight is Q(W + B A), merged before it is quantized.
+
+EfficientDM (arXiv:2310.03270), QALoRA; with one B for each tap of a kernel MPQ-DM's (arXiv:2412.11549).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dmq_fx.distillation.quantizers import learned_fake_quantize
+from dmq_fx.numerics import QuantizedWeight
+from dmq_fx.numerics.qparams import SMALLEST_SCALE
+
+
+class LoraWeight(nn.Module):
+    """One weight of the student: its update and its scales, learned; called without arguments, it gives the values.
+
+    weight: [out, in, ...], what the update is added to. gamma: equivalent scaling of the inputs, broadcast against the
+    weight, or None: the values are those of W gamma. start: integers of nearest rounding, whose grid is kept.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        start: QuantizedWeight,
+        *,
+        gamma: Tensor | None,
+        rank: int,
+        per_tap: bool,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        out, inputs, taps = weight.shape[0], weight.shape[1], weight[0, 0].numel()
+        bound = (inputs * taps) ** -0.5
+        a = torch.empty(rank, inputs, taps).uniform_(-bound, bound, generator=generator)
+        self.a = nn.Parameter(a.to(weight.device))
+        self.b = nn.Parameter(torch.zeros(out, rank, taps if per_tap else 1, device=weight.device))
+        self.scale = nn.Parameter(start.scale.detach().clone().float())
+        self.base: Tensor
+        self.gamma: Tensor | None
+        self.register_buffer("base", weight.detach().float(), persistent=False)
+        self.register_buffer("gamma", gamma, persistent=False)
+        self.start = start
+        self._low, self._high = bounds(start)
+        self._zero_point = start.zero_point.reshape(-1, 1).float()
+
+    def delta(self) -> Tensor:
+        """B A, of the weight's shape."""
+        if self.b.shape[2] == 1:
+            update = self.b[:, :, 0] @ self.a.flatten(1)
+        else:
+            update = torch.einsum("ort,rit->oit", self.b, self.a)
+        return update.reshape(self.base.shape)
+
+    def merged(self) -> Tensor:
+        """(W + B A) gamma, not rounded."""
+        weight = self.base + self.delta()
+        return weight if self.gamma is None else weight * self.gamma
+
+    def forward(self) -> Tensor:
+        """What the integers of `merged` stand for, float32, of the weight's shape; differentiable."""
+        rows = self.merged().reshape(max(self.scale.numel(), 1), -1)
+        values = learned_fake_quantize(rows, self.scale.reshape(-1, 1), self._zero_point, self._low, self._high)
+        return values.reshape(self.base.shape)
+
+    def clamp_(self) -> None:
+        """Keep the scales positive."""
+        self.scale.data.clamp_(min=SMALLEST_SCALE)
+
+    def integers(self) -> QuantizedWeight:
+        """The integers that the values of `forward` are those of."""
+        with torch.no_grad():
+            rows = self.merged().reshape(max(self.scale.numel(), 1), -1)
+            shifted = torch.round(rows * (1.0 / self.scale.reshape(-1, 1))) + self._zero_point
+            found = torch.clamp(shifted, self._low, self._high)  # type: ignore[arg-type]
+        integers = found.reshape(self.base.shape).to(self.start.grid.dtype)
+        return QuantizedWeight(integers, self.scale.detach().clone(), self.start.zero_point, self.start.grid)
+
+
+def bounds(weight: QuantizedWeight) -> tuple[Tensor | float, Tensor | float]:
+    """Least and greatest integer of a weight: numbers, or [rows, 1] where output channels have bits of their own."""
+    low, high = weight.grid.qmin, weight.grid.qmax
+    if isinstance(low, Tensor) and isinstance(high, Tensor):
+        return low.reshape(-1, 1).float(), high.reshape(-1, 1).float()
+    return float(low), float(high)

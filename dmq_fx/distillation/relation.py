@@ -1,0 +1,76 @@
+"""What else of the teacher the student is held to: the relations between the pixels of its last features.
+
+MPQ-DM (arXiv:2412.11549), time-smoothed relation distillation: features are averaged over a window of consecutive
+sampler steps (eq. 9), the cosine similarities of every pixel to all others are a distribution, and the loss is the
+divergence KL(teacher | student), summed over pixels (eq. 10). The release takes it of detached features, which teaches
+nothing; here it reaches the student's newest feature, and the older ones of the window are constants.
+"""
+
+from __future__ import annotations
+
+from math import ceil, sqrt
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class FeatureDistance:
+    """Collects features of both models and gives their distance at the end of every window.
+
+    kind: relation or l2. channel_axis: of the features. max_positions: most pixels that relations are taken between.
+    """
+
+    def __init__(self, kind: str, window: int, channel_axis: int, max_positions: int) -> None:
+        self._kind = kind
+        self._window = window
+        self._axis = channel_axis
+        self._max = max_positions
+        self._teacher: list[Tensor] = []
+        self._student: list[Tensor] = []
+
+    def reset(self) -> None:
+        """Forget the features of an unfinished window: no window goes over from one trajectory to the next."""
+        self._teacher.clear()
+        self._student.clear()
+
+    def add(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, int] | None:
+        """The summed distance and how many rows it is a sum of, after the last step of a window; else None.
+
+        teacher, student: features of one sampler step, of the same shape. Gradients reach `student` of this call only.
+        """
+        self._teacher.append(teacher.detach().float())
+        if len(self._teacher) < self._window:
+            self._student.append(student.detach().float())
+            return None
+        older = [*self._student, student.float()]
+        teachers, students = torch.stack(self._teacher).mean(0), torch.stack(older).mean(0)
+        self.reset()
+        if self._kind == "l2":
+            return (students - teachers).square().sum(), teachers.numel()
+        exact, rounded = (pixels(one, self._axis, self._max) for one in (teachers, students))
+        return relation_distance(exact, rounded), exact.shape[0] * exact.shape[1]
+
+
+def pixels(features: Tensor, channel_axis: int, limit: int) -> Tensor:
+    """Features as [batch, positions, channels]; those of images with more than `limit` positions average-pooled."""
+    moved = features.movedim(channel_axis, 1)
+    if moved.dim() == 4 and moved[0, 0].numel() > limit:
+        height, width = moved.shape[2:]
+        factor = ceil(sqrt(height * width / limit))
+        moved = functional.adaptive_avg_pool2d(moved, (max(1, height // factor), max(1, width // factor)))
+    return moved.flatten(2).transpose(1, 2) if moved.dim() > 2 else moved[:, None]
+
+
+def relation_distance(teacher: Tensor, student: Tensor) -> Tensor:
+    """sum over batch and positions of KL(P_teacher | P_student), P the softmax of cosine similarities to all positions.
+
+    teacher, student: [batch, positions, channels]; a scalar, in nats.
+    """
+    exact, rounded = (_log_relations(one) for one in (teacher, student))
+    return functional.kl_div(rounded, exact, reduction="sum", log_target=True)
+
+
+def _log_relations(features: Tensor) -> Tensor:
+    normed = functional.normalize(features, dim=2, eps=1e-12)
+    return torch.log_softmax(normed @ normed.transpose(1, 2), dim=2)

@@ -1,0 +1,209 @@
+"""The student: the program's graph with learned weights and ranges, and the features that it is compared by."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import Tensor, fx, nn
+
+from dmq_fx.distillation.lora import LoraWeight
+from dmq_fx.distillation.options import DistillationOptions
+from dmq_fx.distillation.tables import ActivationQuantizer, RangeTable
+from dmq_fx.errors import CalibrationError
+from dmq_fx.numerics import IntegerGrid
+from dmq_fx.planning import PlannedSite
+from dmq_fx.program.graph_tools import (
+    cast_to,
+    compute_dtype,
+    finish,
+    get_tensor,
+    nodes_by_name,
+    set_buffer,
+    working_copy,
+)
+from dmq_fx.program.observe import OBSERVERS
+from dmq_fx.program.program import Activation, Program, along_inputs
+
+WEIGHTS = "dmq.learned_weights"
+
+
+class Student:
+    """A differentiable copy of what the program will compute; the program itself is changed by `export` only.
+
+    Requires "calibrated". sites: whose weights and ranges are learned; all others are rounded as the program has them
+    (a weight that several sites share is that of all of them, or of none).
+    feature: also give the features before the last layer. Slots are computed in the graph from the timestep: a forward
+    that is taken again gives the same.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        sites: Collection[PlannedSite],
+        options: DistillationOptions,
+        seed: int,
+        *,
+        feature: bool,
+    ) -> None:
+        self._program = program
+        names = {planned.name for planned in sites}
+        self.module = working_copy(program.graph_module)
+        self.weights = self._place_weights(names, options, seed)
+        self.tables, self._columns = self._place_ranges(names, rounded=options.zero_point != "float")
+        self._node = add_feature(self.module, program) if feature else None
+        finish(self.module)
+
+    def __call__(self, arguments: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        """The prediction, and the features if they are wanted."""
+        return split_feature(self.module(*arguments), self._node)
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Everything that can be learned, by name."""
+        for index, (name, weight) in enumerate(self.weights.items()):
+            yield f"a.{index}.{name}", weight.a
+            yield f"b.{index}.{name}", weight.b
+            yield f"scale.{index}.{name}", weight.scale
+        for index, table in enumerate(self.tables):
+            yield f"ranges.{index}.scale", table.scale
+            yield f"ranges.{index}.zero_point", table.zero_point
+
+    def clamp_(self) -> None:
+        """Take what an optimizer step has moved out of bounds back."""
+        for part in (*self.weights.values(), *self.tables):
+            part.clamp_()
+
+    def export(self) -> None:
+        """Write integers and ranges into the program."""
+        for name, weight in self.weights.items():
+            self._program.weights[name] = weight.integers()
+        for index, (table, column) in self._columns.items():
+            self._program.qparams[index] = table.column(column)
+
+    def _place_weights(self, names: set[str], options: DistillationOptions, seed: int) -> dict[str, LoraWeight]:
+        program, graph = self._program, self.module.graph
+        learned: dict[str, LoraWeight] = {}
+        sites = {p.site.weight: p for p in program.plan.sites if p.weight and p.site.weight}
+        for name, planned in sites.items():
+            assert name is not None
+            start = program.nearest_weight(planned)
+            if planned.name not in names:  # as the program has it, or will have it
+                original = get_tensor(program.traced.graph_module, name)
+                set_buffer(self.module, name, program.weights.get(name, start).dequantized().to(original))
+                continue
+            gamma = program.input_scale(planned)
+            base = get_tensor(program.traced.graph_module, name).detach().float()
+            gamma = None if gamma is None else along_inputs(gamma, base)
+            if options.base == "int":
+                base = start.dequantized() if gamma is None else start.dequantized() / gamma
+            weight = LoraWeight(
+                base,
+                start,
+                gamma=gamma,
+                rank=options.rank,
+                per_tap=options.kernel == "per_tap",
+                generator=_generator(seed, name),
+            )
+            place = f"{WEIGHTS}.{len(learned)}"
+            self.module.add_submodule(place, weight)
+            for node in [n for n in graph.nodes if n.op == "get_attr" and n.target == name]:
+                with graph.inserting_after(node):
+                    values = graph.call_module(place)
+                values.meta = dict(node.meta)
+                node.replace_all_uses_with(_cast(graph, values, node))
+            learned[name] = weight
+        for name, bias in program.biases.items():
+            set_buffer(self.module, name, bias)
+        return learned
+
+    def _place_ranges(
+        self, names: set[str], *, rounded: bool
+    ) -> tuple[list[RangeTable], dict[int, tuple[RangeTable, int]]]:
+        program = self._program
+        learned = [a for a in program.activations if names.issuperset(a.sites)]
+        tables, columns = [], {}
+        for timed in (True, False):
+            of_kind = [a for a in learned if a.spec.per_timestep is timed]
+            if of_kind:
+                table = RangeTable([program.qparams[a.index] for a in of_kind], [_grid(a) for a in of_kind])
+                tables.append(table)
+                columns |= {a.index: (table, column) for column, a in enumerate(of_kind)}
+        for activation in program.activations:
+            table, column = columns.get(activation.index, (None, 0))
+            fixed = None if table is not None else program.qparams[activation.index]
+            quantizer = ActivationQuantizer(
+                program, activation, table=table, column=column, fixed=fixed, rounded=rounded or table is None
+            )
+            self.module.add_submodule(f"{OBSERVERS}.{activation.index}", quantizer)
+        return tables, columns
+
+
+class Teacher:
+    """The full-precision graph, and the features before its last layer if they are wanted."""
+
+    def __init__(self, program: Program, *, feature: bool) -> None:
+        self.module = working_copy(program.traced.graph_module)
+        self._node = add_feature(self.module, program) if feature else None
+        finish(self.module)
+
+    def __call__(self, arguments: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        """The prediction and the features, without gradients."""
+        with torch.no_grad():
+            return split_feature(self.module(*arguments), self._node)
+
+
+def last_site(program: Program) -> PlannedSite:
+    """The site that writes the prediction, found by its role; raises CalibrationError if the model has none."""
+    found = [planned for planned in program.plan.sites if "last" in planned.site.roles]
+    if not found:
+        raise CalibrationError(
+            "no site of this model has the role `last`, whose input is what features are compared by",
+            where=program.traced.class_name,
+            hint="use passes.lora_distill.distance: none",
+        )
+    return found[-1]
+
+
+def feature_axis(program: Program) -> int:
+    """The axis of the channels of the last site's input."""
+    planned = last_site(program)
+    source = program.nodes[planned.site.node].args[0]
+    assert isinstance(source, fx.Node)
+    return source.meta["val"].dim() - 1 if planned.site.op == "linear" else 1
+
+
+def add_feature(module: fx.GraphModule, program: Program) -> bool:
+    """Make the graph also give the input of the last site, before it is quantized."""
+    graph = module.graph
+    source = nodes_by_name(graph)[last_site(program).site.node].args[0]
+    assert isinstance(source, fx.Node)
+    if source.meta.get("dmq", {}).get("kind") == "observer":
+        source = source.args[0]
+    output = next(node for node in graph.nodes if node.op == "output")
+    output.args = ((output.args[0], source),)
+    return True
+
+
+def split_feature(output: object, feature: bool | None) -> tuple[Tensor, Tensor | None]:
+    """The prediction, and the features where the graph gives them."""
+    found = None
+    if feature:
+        output, found = output  # type: ignore[misc]
+    while isinstance(output, (tuple, list)):
+        output = output[0]
+    assert isinstance(output, Tensor)
+    return output, found
+
+
+def _grid(activation: Activation) -> IntegerGrid:
+    return IntegerGrid(activation.spec.bits, activation.spec.symmetric)
+
+
+def _cast(graph: fx.Graph, values: fx.Node, original: fx.Node) -> fx.Node:
+    return cast_to(graph, values, compute_dtype(original))
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"lora {seed} {name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

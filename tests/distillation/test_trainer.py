@@ -1,0 +1,178 @@
+"""The loop: what moves, by which rates, how far (mpq-dm T19, T21, T22, T24)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmq_fx.distillation.optimizer import StudentOptimizer, adam_rows, lora_rates
+from dmq_fx.distillation.options import DistillationOptions
+from dmq_fx.distillation.student import Student
+from dmq_fx.distillation.trainer import Trainer
+from dmq_fx.errors import CalibrationError
+from dmq_fx.program import PassContext, Program
+
+SPEED = (50.0, 50.0, 10.0)
+
+
+def trainer_of(
+    program: Program, context: PassContext, trajectories: int = 2, speed: Any = SPEED, **options: Any
+) -> Trainer:
+    found = DistillationOptions(**{"rank": 4, "batch": 2, "distance": "none", **options})
+    sites = [planned for planned in program.plan.for_pass("lora_distill") if planned.weight]
+    student = Student(program, sites, found, context.seed, feature=found.distance != "none")
+    return Trainer(program, student, found, context, trajectories=trajectories, speed=speed)
+
+
+def values(trainer: Trainer) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in trainer.student.trainable()}
+
+
+def test_the_student_comes_closer_and_the_teacher_stays(make: Any) -> None:
+    program, context = make()
+    before = {name: tensor.clone() for name, tensor in program.traced.graph_module.state_dict().items()}
+    trainer = trainer_of(program, context, trajectories=6, speed=(1.0, 1.0, 1.0), learning_rate=0.1)
+    start, loss = values(trainer), trainer.judge()
+    trainer.run()
+    assert trainer.judge() < 0.85 * loss
+    assert len(trainer.history) == 6 and trainer.report()["iterations"] == 6 * 4
+    after = program.traced.graph_module.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    moved = {name for name, value in values(trainer).items() if not torch.equal(value, start[name])}
+    assert moved == set(start)
+
+
+def test_judging_changes_nothing(make: Any) -> None:
+    program, context = make()
+    trainer = trainer_of(program, context)
+    start = values(trainer)
+    assert trainer.judge() == trainer.judge()
+    assert all(torch.equal(value, start[name]) for name, value in values(trainer).items())
+    assert trainer.history == []
+
+
+def test_the_loss_is_a_sum(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all elements, or their mean; both report the mean."""
+    losses: dict[str, list[float]] = {"sum": [], "mean": []}
+    for kind, found in losses.items():
+        program, context = make()
+        trainer = trainer_of(program, context, trajectories=1, task_loss=kind)
+        monkeypatch.setattr(trainer.optimizer, "step", lambda loss, *rest, found=found: found.append(float(loss)))
+        trainer.run()
+    elements = 2 * 3 * 16 * 16
+    assert losses["sum"] == pytest.approx([loss * elements for loss in losses["mean"]], rel=1e-4)
+    assert trainer.history[0][0] == pytest.approx(sum(losses["mean"]) / 4, rel=1e-4)
+
+
+def test_rates_are_mean_scales(make: Any) -> None:
+    program, context = make()
+    weights = list(trainer_of(program, context).student.weights.values())
+    means = [float(weight.scale.mean()) for weight in weights]
+    assert lora_rates(weights, DistillationOptions()) == pytest.approx([mean / 2500 for mean in means])
+    offset = lora_rates(weights, DistillationOptions(scale_offset=0.01))
+    assert offset == pytest.approx([(mean + 0.01) / 2500 for mean in means])
+    same = lora_rates(weights, DistillationOptions(scale_aware=False))
+    assert same == pytest.approx([sum(means) / len(means) / 2500] * len(means))
+
+
+def test_rates_fall_to_zero(make: Any) -> None:
+    program, context = make()
+    trainer = trainer_of(program, context, trajectories=2)
+    adam = trainer.optimizer._adam
+    assert adam is not None
+    seen: list[float] = []
+    step = adam.step
+    adam.step = lambda *args, **kwargs: (seen.append(adam.param_groups[-1]["lr"]), step(*args, **kwargs))[1]
+    trainer.run()
+    assert seen == pytest.approx([5e-3 * (1 - done / 8) for done in range(8)])
+
+
+def test_fixed_parts_stay(make: Any) -> None:
+    program, context = make()
+    trainer = trainer_of(program, context, learn_weight_scale=False, zero_point="fixed")
+    start = values(trainer)
+    trainer.run()
+    for name, value in values(trainer).items():
+        fixed = name.startswith("scale.") or name.endswith("zero_point")
+        assert torch.equal(value, start[name]) is fixed, name
+
+
+def test_a_distance_without_gradient_teaches_as_none(make: Any) -> None:
+    found = []
+    for options in (
+        {"distance": "none"},
+        {"distance": "relation", "distance_gradient": False},
+        {"distance": "relation"},
+    ):
+        program, context = make()
+        trainer = trainer_of(program, context, **options)
+        trainer.run()
+        found.append(values(trainer))
+    assert all(torch.equal(found[0][name], value) for name, value in found[1].items())
+    assert not all(torch.equal(found[0][name], value) for name, value in found[2].items())
+    assert all(row[1] > 0 for row in trainer.history)
+
+
+def test_a_trajectory_of_the_students_own(make: Any) -> None:
+    program, context = make()
+    trainer = trainer_of(program, context, trajectory="student")
+    trainer.run()
+    other_program, other_context = make()
+    other = trainer_of(other_program, other_context)
+    other.run()
+    assert trainer.history[0][0] != other.history[0][0]
+
+
+def test_own_moments_leave_other_steps_alone(make: Any) -> None:
+    program, context = make()
+    for kind, rows in (("own", 1), ("shared", 4)):
+        trainer = trainer_of(program, context, slot_moments=kind)
+        table = trainer.student.tables[0]
+        optimizer = trainer.optimizer
+        for slot in (2, 1):
+            start = table.scale.detach().clone()
+            x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(slot))
+            timestep = program.timesteps[[slot, slot]].long()
+            loss = trainer.student((x, timestep))[0].square().sum()
+            optimizer.step(loss, 0, torch.tensor([slot]))
+        changed = (table.scale.detach() != start).any(1).nonzero().flatten().tolist()
+        assert changed == ([1] if rows == 1 else [1, 2])
+
+
+def test_rows_move_as_adamw_moves_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    plain = torch.nn.Parameter(torch.randn(3, 4, generator=generator))
+    table = plain.detach().clone()
+    adam = torch.optim.AdamW([plain], lr=0.1, weight_decay=0.02)
+    zeros = torch.zeros(3, 4)
+    moments = {"step": torch.zeros(3), "exp_avg": zeros.clone(), "exp_avg_sq": zeros.clone()}
+    for _ in range(4):
+        plain.grad = torch.randn(3, 4, generator=generator)
+        adam.step()
+        adam_rows(table, plain.grad, moments, torch.arange(3), 0.1, 0.02)
+    torch.testing.assert_close(table, plain.detach())
+
+
+def test_a_loss_that_is_not_finite_is_named(make: Any) -> None:
+    program, context = make()
+    trainer = trainer_of(program, context)
+    weight = next(iter(trainer.student.weights.values()))
+    weight.base = torch.full_like(weight.base, float("nan"))
+    with pytest.raises(CalibrationError, match="the loss is nan after 0 iterations of lora_distill") as error:
+        trainer.run()
+    assert "check the model in full precision" in str(error.value)
+
+
+def test_moments_are_restored(make: Any) -> None:
+    program, context = make()
+    for kind in ("own", "shared"):
+        trainer = trainer_of(program, context, slot_moments=kind)
+        trainer.run()
+        state = trainer.optimizer.state()
+        other = StudentOptimizer(trainer.student, DistillationOptions(slot_moments=kind), iterations=8, speed=SPEED)
+        other.restore(state)
+        assert other.state().keys() == state.keys()
+        assert all(torch.equal(value, state[name]) for name, value in other.state().items())
