@@ -1,4 +1,4 @@
-"""Sizes as papers count them; the others are tested where whole artifacts are (tests/passes/test_allocation_passes.py)."""
+"""Sizes as papers count them; of whole artifacts in tests/passes/test_allocation_passes.py."""
 
 import pytest
 
