@@ -23,6 +23,7 @@ budget: full
 passes: [lora_distill: {iterations: 24, batch: 2, rank: 4, learning_rate: 0.1, activation_learning_rate: 5.0e-3%s}]
 """
 
+
 @pytest.fixture(scope="module")
 def options(pipeline_folder: Path, fast: tuple[str, ...], cache: CalibrationCache) -> dict[str, Any]:
     return {"model": str(pipeline_folder), "overrides": fast, "cache": cache}
