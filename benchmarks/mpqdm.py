@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from quality import FULL_PRECISION, compile_one, known_row, metric_names, row
+from quality import FULL_PRECISION, add_arguments, compile_one, known_row, metric_names, row
 
 SETTINGS = ("w3a6", "w3a4", "w2a6", "w2a4")
 TABLES: dict[int, tuple[str, ...]] = {
@@ -41,22 +41,11 @@ TABLES: dict[int, tuple[str, ...]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="builtin:ddpm-mnist")
-    parser.add_argument("--extractor", default="mnist", help="mnist, cifar10, or inception")
-    parser.add_argument("--reference", required=True, help="images that were not trained on, or stored statistics")
-    parser.add_argument("--subset", default="test", help="folder inside of the reference; empty for all")
+    add_arguments(parser)
     parser.add_argument("--tables", type=int, nargs="+", default=list(TABLES), choices=list(TABLES))
     parser.add_argument("--recipes", nargs="+", help="these alone, in one table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budget", default="standard", choices=("quick", "standard", "full"))
-    parser.add_argument("--samples", type=int, default=5000)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=100_000, help="first image that is measured")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action="store_true", help="images by torch.compile: half the time on a CPU")
-    parser.add_argument("--output", type=Path, required=True, help="folder of artifacts and images")
-    parser.add_argument("--records", type=Path, required=True, help="scores by digest (JSON)")
     args = parser.parse_args()
     tables = {0: tuple(args.recipes)} if args.recipes else {number: TABLES[number] for number in args.tables}
     rows: dict[str, list[dict[str, Any]]] = {FULL_PRECISION: [row(of_seed(args, args.seeds[0]), None, {})]}

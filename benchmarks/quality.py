@@ -26,22 +26,9 @@ FULL_PRECISION = "full precision"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="builtin:ddpm-mnist")
-    parser.add_argument("--extractor", default="mnist", help="mnist, cifar10, or inception")
-    parser.add_argument("--reference", required=True, help="images that were not trained on, or stored statistics")
-    parser.add_argument("--subset", default="test", help="folder inside of the reference; empty for all")
+    add_arguments(parser)
     parser.add_argument("--recipes", nargs="+", help="of the library; all of them if left out")
     parser.add_argument("--budget", default="quick", choices=("quick", "standard", "full"))
-    parser.add_argument("--samples", type=int, default=5000)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=100)
-    parser.add_argument(
-        "--seed", type=int, default=100_000, help="first image; the recipes' own calibration begins at 0"
-    )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action="store_true", help="images by torch.compile: half the time on a CPU")
-    parser.add_argument("--output", type=Path, required=True, help="folder of artifacts and images")
-    parser.add_argument("--records", type=Path, required=True, help="scores by digest (JSON)")
     parser.add_argument("--figure", type=Path, help="grids side by side, same noise")
     parser.add_argument("--shown", nargs="+", default=list(SHOWN), help="recipes in the picture")
     args = parser.parse_args()
@@ -55,6 +42,24 @@ def main() -> None:
     if args.figure:
         shown = {name: artifact(args, name) for name in args.shown if name in recipes and artifact(args, name).exists()}
         draw_grids(args.figure, shown, steps=args.steps, seed=args.seed, device=args.device)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is measured, on which images, and where it is kept."""
+    parser.add_argument("--model", default="builtin:ddpm-mnist")
+    parser.add_argument("--extractor", default="mnist", help="mnist, cifar10, or inception")
+    parser.add_argument("--reference", required=True, help="images that were not trained on, or stored statistics")
+    parser.add_argument("--subset", default="test", help="folder inside of the reference; empty for all")
+    parser.add_argument("--samples", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument(
+        "--seed", type=int, default=100_000, help="first image; the recipes' own calibration begins at 0"
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="images by torch.compile: half the time on a CPU")
+    parser.add_argument("--output", type=Path, required=True, help="folder of artifacts and images")
+    parser.add_argument("--records", type=Path, required=True, help="scores by digest (JSON)")
 
 
 def library() -> list[str]:

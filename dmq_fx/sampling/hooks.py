@@ -43,32 +43,34 @@ def watch_outputs(denoiser: nn.Module, callback: Callable[[Tensor], None]) -> It
 @contextmanager
 def watch_steps(scheduler: Any, callback: Callable[[Tensor], None]) -> Iterator[None]:
     """Call `callback(state)` with the sampler's state after every step of `scheduler`."""
-    original = scheduler.step
 
-    @wraps(original)  # callers look at its signature to see what it takes
-    def step(*args: Any, **kwargs: Any) -> Any:
+    def step(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         callback(result[0])
         return result
 
-    scheduler.step = step
-    try:
+    with _step_replaced(scheduler, step):
         yield
-    finally:
-        del scheduler.step
 
 
 @contextmanager
 def watch_predictions(scheduler: Any, callback: Callable[[Tensor], None]) -> Iterator[None]:
     """Call `callback(prediction)` with what `scheduler` is given, after any guidance, before every step."""
-    original = scheduler.step
 
-    @wraps(original)
-    def step(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def step(original: Callable[..., Any], model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
         callback(model_output)
         return original(model_output, *args, **kwargs)
 
-    scheduler.step = step
+    with _step_replaced(scheduler, step):
+        yield
+
+
+@contextmanager
+def _step_replaced(scheduler: Any, step: Callable[..., Any]) -> Iterator[None]:
+    """`step`, which is given the original one first, in place of the scheduler's."""
+    original = scheduler.step
+    # callers look at its signature to see what it takes
+    scheduler.step = wraps(original)(lambda *args, **kwargs: step(original, *args, **kwargs))
     try:
         yield
     finally:

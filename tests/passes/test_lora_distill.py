@@ -11,7 +11,6 @@ import torch
 import dmq_fx
 from dmq_fx.artifact.folder import open_artifact
 from dmq_fx.calibration.store import CalibrationCache
-from dmq_fx.checkpoint import Checkpoint, has_checkpoint
 from dmq_fx.errors import CalibrationError, RecipeError
 from dmq_fx.models import load_model
 
@@ -78,24 +77,10 @@ def test_nothing_is_added_at_run_time(whole: Path, naive: Path) -> None:
 
 @pytest.mark.parametrize("last", [2, 5])
 def test_killed_and_resumed_is_the_same(
-    last: int, recipe: Path, whole: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    last: int, recipe: Path, whole: Path, options: dict[str, Any], compile_killed: Any
 ) -> None:
     output = recipe.parent / f"killed-{last}"
-    written: list[str] = []
-    write = Checkpoint.write
-
-    def write_and_die(self: Checkpoint, file: Path, *args: Any) -> None:
-        write(self, file, *args)
-        written.append(file.stem)
-        if len(written) == last:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Checkpoint, "is_due", lambda self: True)
-    monkeypatch.setattr(Checkpoint, "write", write_and_die)
-    with pytest.raises(KeyboardInterrupt):
-        dmq_fx.compile(recipe, output=output, **options)
-    assert written[-1] == "00-lora_distill" and has_checkpoint(output) and not output.exists()
-    monkeypatch.setattr(Checkpoint, "write", write)
+    assert compile_killed(recipe, output, last, options)[-1] == "00-lora_distill"
     resumed = dmq_fx.compile(recipe, output=output, resume=True, **options)
     assert resumed.digest == open_artifact(whole).manifest.digest
 

@@ -12,7 +12,7 @@ import dmq_fx
 from dmq_fx import compiler
 from dmq_fx.artifact.folder import open_artifact
 from dmq_fx.calibration.store import CalibrationCache
-from dmq_fx.checkpoint import Checkpoint, has_checkpoint
+from dmq_fx.checkpoint import has_checkpoint
 from dmq_fx.program import Program
 
 RECIPE = """\
@@ -81,26 +81,12 @@ def test_killed_and_resumed_is_the_same(
     pipeline_folder: Path,
     cache: CalibrationCache,
     fast: tuple[str, ...],
-    monkeypatch: pytest.MonkeyPatch,
+    compile_killed: Any,
 ) -> None:
     options: dict[str, Any] = {"model": str(pipeline_folder), "overrides": fast, "cache": cache}
     output = recipe.parent / when.replace(" ", "-")
-    written: list[str] = []
-    write = Checkpoint.write
     last, section = CHECKPOINTS[when]
-
-    def write_and_die(self: Checkpoint, file: Path, *args: Any) -> None:
-        write(self, file, *args)
-        written.append(file.stem)
-        if len(written) == last:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Checkpoint, "is_due", lambda self: True)
-    monkeypatch.setattr(Checkpoint, "write", write_and_die)
-    with pytest.raises(KeyboardInterrupt):
-        dmq_fx.compile(recipe, output=output, **options)
-    assert written[-1] == section and has_checkpoint(output) and not output.exists()
-    monkeypatch.setattr(Checkpoint, "write", write)
+    assert compile_killed(recipe, output, last, options)[-1] == section
     resumed = dmq_fx.compile(recipe, output=output, resume=True, **options)
     assert resumed.digest == open_artifact(whole).manifest.digest
     assert not has_checkpoint(output)
