@@ -129,7 +129,10 @@ def _check(read: _Read, checker: Checker, tree: Node, *, partial: bool) -> Node:
             if other:
                 what = "extends nothing" if other is extends else "leaves nothing open"
                 raise RecipeError(f"a lock holds the whole recipe and {what}", where=str(other.where))
-        digest, says = document_digest(read.source.tree.plain()), lock.at(["sha256"]).value
+        sha256 = lock.get("sha256")
+        if sha256 is None:  # of a parent beside others nothing is required before all is merged
+            raise RecipeError("missing key 'sha256' in lock", where=str(lock.where))
+        digest, says = document_digest(read.source.tree.plain()), sha256.value
         if digest != says:
             message = f"the lock was edited: its recipe has the SHA-256 {digest[:12]}…, and it says {says[:12]}…"
             hint = "use --set to change a locked recipe, or remove the `lock:` block to make it a recipe of your own"

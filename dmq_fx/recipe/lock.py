@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dmq_fx.errors import RecipeError
 from dmq_fx.recipe.dump import to_yaml
 from dmq_fx.recipe.keys import to_plain
 from dmq_fx.recipe.resolve import ResolvedRecipe
@@ -51,9 +52,12 @@ def lock_text(document: Mapping[str, Any]) -> str:
 
 
 def write_lock(path: str | Path, document: Mapping[str, Any]) -> Path:
-    """Write the lock file at `path`, replacing an older one only once the new one is complete."""
+    """Write the lock file at `path`, replacing an older one only once the new one is complete. Raises RecipeError."""
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
-    partial.write_text(lock_text(document), encoding="utf-8")
-    partial.replace(target)
+    try:
+        partial.write_text(lock_text(document), encoding="utf-8")
+        partial.replace(target)
+    except OSError as error:
+        raise RecipeError(f"cannot write the lock: {error.strerror}", where=str(target)) from error
     return target

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmq_fx.errors import RecipeError
-from dmq_fx.recipe import ModelFacts, resolve
+from dmq_fx.recipe import ModelFacts, lock_document, resolve, write_lock
+from dmq_fx.recipe.dump import to_yaml
 from dmq_fx.recipe.linearize import linearize
 from dmq_fx.recipe.merge import merge_recipes
 from dmq_fx.recipe.tree import Position, from_plain
@@ -264,3 +267,48 @@ def test_every_file_stands_once_over_its_parents(edges: list[list[int]]) -> None
         assert all(order.index(name) < order.index(parent) for parent in parents[name])
         places = [order.index(parent) for parent in parents[name]]
         assert places == sorted(places)
+
+
+COMPOSED: dict[str, Any] = {
+    "dmq": 2,
+    "name": "lab/r",
+    "extends": ["./base.yaml", "./mixin.yaml"],
+    "params": {"w": {"type": "integer", "default": 4, "minimum": 2, "choices": [3, 4]}, "s": {"default": "mse"}},
+    "schemes": {"body": {"weight": {"bits": "${w}", "range": "${s}"}}},
+    "rules": [{"name": "x", "before": "all", "match": {"op": "linear"}, "scheme": "body", "passes": ["les"]}],
+    "overlays": [{"when": {"component": "unet", "min_parameters": 1}, "rules": [{"after": "x", "scheme": "none"}]}],
+    "summary": "${w} $${w}",
+}
+DAMAGE = (
+    st.none() | st.booleans() | st.integers() | st.sampled_from(["${w}", "${", "x", "", "./base.yaml", "none", "2"])
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_damaged_composition_raises_nothing_but_recipe_errors(
+    tmp_path_factory: pytest.TempPathFactory, pass_options: Mapping[str, type], data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "damaged"
+    folder.mkdir(exist_ok=True)
+    mixin = {"dmq": 2, "name": "lab/mixin", "passes": ["les"], "params": {"w": {"default": 3}}}
+    documents = {"base": yaml.safe_load(BASE), "mixin": mixin, "r": copy.deepcopy(COMPOSED)}
+    target: Any = documents[data.draw(st.sampled_from(["r", "r", "mixin", "base"]))]
+    while isinstance(target, (dict, list)) and target:
+        parent, key = target, data.draw(st.sampled_from(list(target) if isinstance(target, dict) else [0]))
+        target = target[key]
+        if data.draw(st.booleans()):
+            break
+    parent[key] = data.draw(DAMAGE | st.lists(DAMAGE, max_size=2) | st.dictionaries(st.sampled_from("wx"), DAMAGE))
+    for name, document in documents.items():
+        (folder / f"{name}.yaml").write_text(to_yaml(document), encoding="utf-8")
+    try:
+        resolved = resolve(
+            folder / "r.yaml", pass_options=pass_options, model=data.draw(st.sampled_from([None, SMALL]))
+        )
+    except RecipeError as error:
+        assert error.where
+        return
+    lock = write_lock(folder / "r.lock.yaml", lock_document(resolved, model={}, environment={}, seed=0))
+    again = resolve(lock, pass_options=pass_options)
+    assert (again.digest, again.document) == (resolved.digest, resolved.document)

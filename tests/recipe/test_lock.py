@@ -94,3 +94,8 @@ def test_blocks_that_dmq_did_not_write(folder: Path, pass_options: Mapping[str, 
 
 def test_nothing_is_left_beside_a_written_lock(lock: Path, folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["recipe.lock.yaml"]
+
+
+def test_a_lock_that_cannot_be_written(folder: Path) -> None:
+    with pytest.raises(RecipeError, match=r"nowhere/r\.lock\.yaml: cannot write the lock: No such file or directory"):
+        write_lock("nowhere/r.lock.yaml", {"dmq": 1})
