@@ -7,6 +7,7 @@ import typer
 from dmq_fx.cli.bench import bench_command
 from dmq_fx.cli.compile import compile_command
 from dmq_fx.cli.evaluate import evaluate_command
+from dmq_fx.cli.graph import graph_command
 from dmq_fx.cli.inspect import inspect_command
 from dmq_fx.cli.plan import plan_command
 from dmq_fx.cli.reference import reference_command
@@ -27,6 +28,7 @@ for name, command in (
     ("validate", validate),
     ("compile", compile_command),
     ("inspect", inspect_command),
+    ("graph", graph_command),
     ("sample", sample_command),
     ("eval", evaluate_command),
     ("bench", bench_command),

@@ -46,6 +46,9 @@ def compile_command(
     dynamic_size: Annotated[
         bool, typer.Option("--dynamic-size", help="The result takes any height and width (UNets).")
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Keep distributions and images for `dmq inspect`.")
+    ] = True,
     json: JsonOption = False,
 ) -> None:
     """Compile a recipe for a model into an artifact.
@@ -73,6 +76,7 @@ def compile_command(
                 allow_pickle=allow_pickle,
                 verify_backend=verify_backend,
                 dynamic_size=dynamic_size,
+                report=report,
                 progress=show,
             )
     except KeyboardInterrupt:

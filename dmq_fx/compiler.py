@@ -117,6 +117,7 @@ def compile(
     verify_backend: str | None = None,
     inputs: dict[str, Any] | None = None,
     dynamic_size: bool = False,
+    report: bool = True,
     cache: CalibrationCache | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> CompileResult:
@@ -131,6 +132,7 @@ def compile(
     Without it such a checkpoint is discarded.
     inputs: keyword arguments of the denoiser's forward to trace it with, for a class that is not known, or for other
     shapes than its config's. dynamic_size: the graph takes any height and width (UNets).
+    report: also keep what inspection shows beside errors: distributions of every site's input and weight, images.
     progress: called with (what, done, total; total 0 if unknown).
     Gates of `expect:` are measured and returned, not raised: `CompileResult.gates`.
     Raises RecipeError, ModelError, TraceError, CalibrationError, ArtifactError.
@@ -158,7 +160,7 @@ def compile(
     context = PassContext(found, resolved.recipe.calibration.seed, place, progress, budget=resolved.recipe.budget)
     pass_reports = run_passes(program, resolved.recipe.passes, context, checkpoint)
     made = program.plan
-    errors, by_step = error_report(program, loaded, resolved.recipe.calibration, context, inputs)
+    measured_errors = error_report(program, loaded, resolved.recipe.calibration, context, inputs, statistics=report)
     content = _content(loaded, resolved, identity, computed)
     lock = lock_document(
         resolved, model=content["model"], environment=content["environment"], seed=resolved.recipe.calibration.seed
@@ -170,15 +172,16 @@ def compile(
         path=target,
         content=content,
         lock=lock_text(lock),
-        errors=errors,
+        errors=measured_errors.by_site,
         report={
             "passes": pass_reports,
             "timesteps": timesteps.tolist(),
             "totals": vars(made.totals),
-            "errors": by_step,
+            "errors": measured_errors.by_step,
         },
-        html=site_table_html(resolved.recipe.name, site_rows(made, errors)),
+        html=site_table_html(resolved.recipe.name, site_rows(made, measured_errors.by_site)),
         overwrite=force,
+        statistics=measured_errors.statistics,
     )
     checkpoint.remove()
     size = sum(record.size for record in manifest.files)
