@@ -6,7 +6,9 @@ import typer
 
 from dmq_fx.cli.bench import bench_command
 from dmq_fx.cli.compile import compile_command
+from dmq_fx.cli.diff import diff_command
 from dmq_fx.cli.evaluate import evaluate_command
+from dmq_fx.cli.explain import explain_command
 from dmq_fx.cli.graph import graph_command
 from dmq_fx.cli.inspect import inspect_command
 from dmq_fx.cli.plan import plan_command
@@ -29,6 +31,8 @@ for name, command in (
     ("compile", compile_command),
     ("inspect", inspect_command),
     ("graph", graph_command),
+    ("diff", diff_command),
+    ("explain", explain_command),
     ("sample", sample_command),
     ("eval", evaluate_command),
     ("bench", bench_command),

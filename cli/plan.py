@@ -18,6 +18,9 @@ def plan_command(
     backend: Annotated[
         str | None, typer.Option("--backend", help="Also the kernel that each site will get, or why none.")
     ] = None,
+    explain: Annotated[
+        str | None, typer.Option("--explain", metavar="SITE", help="Why this site gets its scheme, instead of all.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Show what a recipe makes of a model, without computing anything; needs no weights.
@@ -28,6 +31,16 @@ def plan_command(
     from dmq_fx.compiler import plan, resolve_recipe
     from dmq_fx.inspection import kernel_lines, site_rows, site_table
 
+    if explain is not None:
+        from dmq_fx.inspection.explain import explain_plan
+        from dmq_fx.inspection.explain_text import explain_lines
+
+        explained = explain_plan(recipe, explain, model=model, overrides=set_ or ())
+        if json:
+            print_json(explained.to_json())
+        for line in explain_lines(explained) if not json else ():
+            output_console().print(line, soft_wrap=True)
+        return
     lowered = plan_backend(resolve_recipe(recipe, set_ or ()), model, backend) if backend else None
     made = lowered.plan if lowered else plan(recipe, model=model, overrides=set_ or ())
     if json:

@@ -96,10 +96,21 @@ def plan(
     inputs: dict[str, Any] | None = None,
 ) -> Plan:
     """What `recipe` makes of `model`, without weights: a string source is built from its config alone."""
+    return plan_with_graph(recipe, model=model, overrides=overrides, inputs=inputs)[2]
+
+
+def plan_with_graph(
+    recipe: str | Path,
+    *,
+    model: ModelSource = DEFAULT_MODEL,
+    overrides: Sequence[str] = (),
+    inputs: dict[str, Any] | None = None,
+) -> tuple[ResolvedRecipe, TracedModel, Plan]:
+    """As `plan`, with the resolved recipe and the graph that the plan is for."""
     resolved = resolve_recipe(recipe, overrides)
     loaded = load_denoiser_on_meta(model) if isinstance(model, (str, Path)) else load_model(model)
     traced = trace(loaded.denoiser, inputs)
-    return make_plan(resolved.recipe, find_sites(traced), traced)
+    return resolved, traced, make_plan(resolved.recipe, find_sites(traced), traced)
 
 
 def compile(

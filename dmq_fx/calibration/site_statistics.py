@@ -27,7 +27,7 @@ DRAWN_WEIGHTS = 65536
 
 @dataclass
 class Distribution:
-    """channels: largest |x| of each, [channels]. counts: [BINS] equal bins of [-limit, limit]. moments: sums of x^0..4."""
+    """channels: largest |x| of each, [channels]. counts: in BINS bins of [-limit, limit]. moments: sums of x^0..4."""
 
     channels: Tensor
     counts: Tensor = field(default_factory=lambda: torch.zeros(BINS))

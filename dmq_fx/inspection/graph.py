@@ -1,4 +1,4 @@
-"""The quantized graph for Model Explorer, with what is known of each site as overlays; by that package's own builders."""
+"""The quantized graph for Model Explorer, sites' facts as overlays; built with that package's own builders."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from os.path import commonprefix
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from dmq_fx.inspection.rows import bits
 from dmq_fx.inspection.scheme_text import fold_text, scheme_text
 from dmq_fx.inspection.text import visible
 from dmq_fx.inspection.viz import need
+from dmq_fx.program.graph_tools import working_copy
 from dmq_fx.program.program import Program
 from dmq_fx.roles.values import module_path, shape
+from dmq_fx.tracing import retarget
 
 GRAPH = "graph"
 LOW_TO_HIGH = (("#b2182b", 0.0), ("#f7f7f7", 0.5), ("#2166ac", 1.0))
@@ -85,7 +87,8 @@ def _paths(graph: fx.Graph) -> dict[fx.Node, str]:
 
 def _shared(paths: Sequence[str]) -> str:
     """The innermost module that holds all of `paths`."""
-    return ".".join(commonprefix([path.split(".") for path in paths])) if paths else ""
+    same = takewhile(lambda level: len(set(level)) == 1, zip(*(path.split(".") for path in paths), strict=False))
+    return ".".join(level[0] for level in same)
 
 
 def _facts(node: fx.Node, row: Mapping[str, Any] | None, slots: int) -> list[tuple[str, str]]:
@@ -118,21 +121,20 @@ def build_overlays(
     """
     nodes = {planned.name: planned.site.node for planned in program.plan.sites}
     of_site = {nodes[row["name"]]: row for row in rows if row["name"] in nodes}
-    overlays = {
-        "SQNR (dB)": _numbers(
-            {n: r["sqnr_db"] for n, r in of_site.items() if r.get("sqnr_db") is not None}, LOW_TO_HIGH
-        ),
-        "weight bits": _numbers({n: bits(r, "weight") for n, r in of_site.items() if r["shape"]}, LOW_TO_HIGH),
-        "activation bits": _numbers({n: bits(r, "activation") for n, r in of_site.items()}, LOW_TO_HIGH),
-        "size (bytes)": _numbers(
-            {n: r["bytes"] for n, r in of_site.items() if r.get("bytes") is not None}, LIGHT_TO_DARK
-        ),
-        "role": _words({n: r["roles"][0] if r["roles"] else "none" for n, r in of_site.items()}),
-    }
+    overlays: dict[str, Any] = {}
     total = sum(seconds.values()) if seconds else 0.0
     if seconds and total:
         shares = {node: round(100 * spent / total, 3) for node, spent in seconds.items()}
         overlays["time share (%)"] = _numbers(shares, LIGHT_TO_DARK)
+    sizes = {n: r["bytes"] for n, r in of_site.items() if r.get("bytes") is not None}
+    errors = {n: r["sqnr_db"] for n, r in of_site.items() if r.get("sqnr_db") is not None}
+    overlays |= {
+        "role": _words({n: r["roles"][0] if r["roles"] else "none" for n, r in of_site.items()}),
+        "size (bytes)": _numbers(sizes, LIGHT_TO_DARK),
+        "activation bits": _numbers({n: bits(r, "activation") for n, r in of_site.items()}, LOW_TO_HIGH),
+        "weight bits": _numbers({n: bits(r, "weight") for n, r in of_site.items() if r["shape"]}, LOW_TO_HIGH),
+        "SQNR (dB)": _numbers(errors, LOW_TO_HIGH),  # last: the one that is shown first
+    }
     return {name: overlay for name, overlay in overlays.items() if overlay.results}
 
 
@@ -158,8 +160,9 @@ def node_seconds(program: Program, rounds: int = 3) -> dict[str, float]:
 
     Inputs are random numbers: times do not depend on them.
     """
-    module = program.graph_module
+    module = working_copy(program.graph_module)
     device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    retarget(module, device)  # it may have been traced without one
     generator = torch.Generator().manual_seed(0)
     inputs = [_random(example, entry.batched, generator).to(device) for example, entry in _examples(program)]
     clock = _Clock(module)

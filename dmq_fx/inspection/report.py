@@ -1,32 +1,21 @@
-"""`dmq inspect --html`: an artifact as one page that needs nothing else.
-
-plotly's own bundle (4.8 MB, the only one that its package ships) and the data are gzipped into the page and unpacked by
-the browser: about 2 MB instead, and no name of a site ever stands in a script. The page's security policy names its
-scripts by hash and lets it load nothing.
-"""
+"""`dmq inspect --html`: an artifact as one page (`dmq_fx.inspection.page`)."""
 
 from __future__ import annotations
 
 import base64
-import gzip
-import hashlib
 import io
-import json
-import os
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from dmq_fx.errors import DmqError
 from dmq_fx.inspection.inspected import Inspected
+from dmq_fx.inspection.page import render_page, write_page
 from dmq_fx.inspection.scheme_text import decibels_text, fold_text, scheme_text, size_text
 from dmq_fx.inspection.summary import by_role, sizes, statistics_json, title
 from dmq_fx.inspection.text import visible
-from dmq_fx.inspection.viz import need
 
 COLUMNS = (
     ("name", "site", False),
@@ -50,31 +39,14 @@ PLOTS = (
 
 def write_report(path: str | Path, found: Inspected, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write the page about `rows` of an artifact; raises DmqError if it cannot be written, or plotly is missing."""
-    target = Path(path)
-    page = report_html(found, rows)
-    partial = target.with_name(f".{target.name[:100]}.{os.getpid()}")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        hint = "use a file in a folder that exists"
-        raise DmqError(f"cannot write the report: {error.strerror}", where=str(target), hint=hint) from error
-    return target
+    return write_page(path, report_html(found, rows))
 
 
 def report_html(found: Inspected, rows: Sequence[Mapping[str, Any]]) -> str:
     """The page's text."""
-    need("jinja2")
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    library = need("plotly.offline").get_plotlyjs()
-    script = _asset("report.js")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["visible"] = visible
-    environment.filters["decibels"] = lambda value: "" if value is None else f"{value:.1f}"
-    return environment.from_string(_asset("report.html.j2")).render(
+    return render_page(
+        "report",
+        report_data(found, rows),
         title=visible(title(found)),
         recipe=found.recipe,
         model=found.model,
@@ -93,11 +65,6 @@ def report_html(found: Inspected, rows: Sequence[Mapping[str, Any]]) -> str:
         columns=COLUMNS,
         plots=PLOTS,
         lock=visible_lines(found.lock_path.read_text("utf-8")),
-        style=Markup(_asset("report.css")),
-        script=Markup(script),
-        script_hashes=Markup(" ".join(f"'sha256-{_sha256(text)}'" for text in (script, library))),
-        plotly=_packed(library),
-        data=_packed(json.dumps(report_data(found, rows), separators=(",", ":"), allow_nan=False)),
     )
 
 
@@ -122,7 +89,7 @@ def _site(found: Inspected, row: Mapping[str, Any]) -> dict[str, Any]:
         "accumulated": errors.get("accumulated_sqnr_db", {}).get(name),
     }
     if found.statistics is not None:
-        known = statistics_json(found.statistics.of(name))
+        known = statistics_json(found.statistics.of(name), digits=3)
         site |= {"input": known["input"], "weight": known["weight"], "quantized": known["quantized_range"]}
     return site
 
@@ -141,7 +108,7 @@ def site_facts(found: Inspected, row: Mapping[str, Any]) -> list[tuple[str, str]
         ("size", size_text(row["bytes"])),
         ("SQNR of the output", decibels_text(row["sqnr_db"])),
         ("SQNR of the weight", decibels_text(row["weight_sqnr_db"])),
-        *((f"kurtosis of the {kind}", f"the {rank[0]}. largest of {rank[1]} sites") for kind, rank in ranks if rank),
+        *((f"kurtosis of the {kind}", f"rank {rank[0]} of {rank[1]} (1: the largest)") for kind, rank in ranks if rank),
         ("notes", "; ".join(row["notes"])),
     ]
 
@@ -196,15 +163,3 @@ def _png(image: np.ndarray) -> str:
 def visible_lines(text: str) -> str:
     """`text` with control characters spelled out, line by line."""
     return "\n".join(visible(line) for line in text.splitlines())
-
-
-def _asset(name: str) -> str:
-    return (files("dmq_fx.inspection") / "templates" / name).read_text("utf-8")
-
-
-def _packed(text: str) -> str:
-    return base64.b64encode(gzip.compress(text.encode("utf-8"), 9, mtime=0)).decode("ascii")
-
-
-def _sha256(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")

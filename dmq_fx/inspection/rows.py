@@ -32,7 +32,7 @@ def site_rows(plan: Plan, errors: Mapping[str, dict[str, Any]]) -> list[dict[str
 
 
 def artifact_rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of an artifact's `quantization.json`, with every site's precision, bits and bit operations written out."""
+    """The rows of an artifact's `quantization.json`, with every site's precision and bit operations written out."""
     rows = []
     for site in table["sites"]:
         row = {key: value for key, value in site.items() if key != "precision"}

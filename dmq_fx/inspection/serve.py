@@ -30,7 +30,16 @@ POLICY = (
 _OUTSIDE = re.compile(r"<link[^>]*href=\"https?://[^>]*>|@font-face\s*\{[^}]*https?://[^}]*\}")
 _IDLE = {
     "/api/v1/check_new_version": {"version": "", "runningVersion": "", "releaseUrl": "", "desktopAppUrl": ""},
-    "/api/v1/get_extensions": [],
+    "/api/v1/get_extensions": [
+        {
+            "id": "builtin_json",
+            "name": "JSON",
+            "description": "",
+            "source_repo": "",
+            "fileExts": ["json"],
+            "type": "adapter",
+        }
+    ],
     "/api/v1/notify_user_provided_model_path": {"status": "ok"},
 }
 

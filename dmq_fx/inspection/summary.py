@@ -96,36 +96,37 @@ def _site(found: Inspected, row: Mapping[str, Any]) -> dict[str, Any]:
     return full
 
 
-def statistics_json(known: SiteStatistics) -> dict[str, Any]:
-    """Distributions of a site as plain lists; numbers of four digits."""
+def statistics_json(known: SiteStatistics, digits: int = 4) -> dict[str, Any]:
+    """Distributions of a site as plain lists, of numbers with so many digits."""
     return {
-        "input": None if known.input is None else _pair(known.input),
-        "weight": None if known.weight is None else _pair(known.weight),
-        "quantized_range": None if known.quantized is None else numbers(known.quantized),
+        "input": None if known.input is None else _pair(known.input, digits),
+        "weight": None if known.weight is None else _pair(known.weight, digits),
+        "quantized_range": None if known.quantized is None else numbers(known.quantized, digits),
     }
 
 
-def _pair(pair: Pair) -> dict[str, Any]:
-    return {"before": _distribution(pair.before), "after": _distribution(pair.after) if pair.scaled else None}
+def _pair(pair: Pair, digits: int) -> dict[str, Any]:
+    after = _distribution(pair.after, digits) if pair.scaled else None
+    return {"before": _distribution(pair.before, digits), "after": after}
 
 
-def _distribution(one: Distribution) -> dict[str, Any]:
+def _distribution(one: Distribution, digits: int) -> dict[str, Any]:
     return {
-        "channel_maxima": numbers(one.channels),
+        "channel_maxima": numbers(one.channels, digits),
         "channels_a_number": one.run,
-        "peak": short(one.peak),
-        "histogram": numbers(one.shares),
+        "peak": short(one.peak, digits),
+        "histogram": numbers(one.shares, digits),
         "histogram_limit": one.limit,
         "kurtosis": one.kurtosis,
-        "range": None if one.range is None else numbers(one.range),
+        "range": None if one.range is None else numbers(one.range, digits),
     }
 
 
-def numbers(values: Any) -> list[Any]:
-    """Nested lists of numbers of four digits; None for what is not finite."""
-    return [numbers(value) if getattr(value, "ndim", 0) else short(float(value)) for value in values]
+def numbers(values: Any, digits: int) -> list[Any]:
+    """Nested lists of numbers; None for what is not finite."""
+    return [numbers(value, digits) if getattr(value, "ndim", 0) else short(float(value), digits) for value in values]
 
 
-def short(value: float) -> float | None:
-    """A number of four digits; None if it is not finite."""
-    return float(f"{value:.4g}") if np.isfinite(value) else None
+def short(value: float, digits: int) -> float | None:
+    """A number of so many digits; None if it is not finite."""
+    return float(f"{value:.{digits}g}") if np.isfinite(value) else None

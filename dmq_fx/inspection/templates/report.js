@@ -1,20 +1,10 @@
 "use strict";
-// Plots, sorting and filters of the report. Data and plotly come compressed inside the page; nothing is fetched.
+// The report: sorting and filters of the table, and the plots.
 (() => {
-  const $ = (id) => document.getElementById(id);
-  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  // plotly reads a few tags in text: names must not be any
-  const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-  const colors = ["#0969da", "#d1570a", "#1a7f4b", "#8250df"];
+  const { $, escaped, colors, draw } = page;
   const rows = [...document.querySelectorAll("#site-table tbody tr")];
   let data = null;
   let current = null;
-
-  async function unpacked(id) {
-    const bytes = Uint8Array.from(atob($(id).textContent), (character) => character.charCodeAt(0));
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return new Response(stream).text();
-  }
 
   // ---- the table ----
   function cellOf(row, column) {
@@ -63,35 +53,6 @@
   }
 
   // ---- plots ----
-  function layout(extra) {
-    const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true };
-    return {
-      paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: "rgba(0,0,0,0)",
-      font: { color: css("--text"), size: 11, family: "system-ui, DejaVu Sans, sans-serif" },
-      margin: { l: 52, r: 10, t: 8, b: 40 },
-      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
-      hoverlabel: { bgcolor: css("--panel"), font: { color: css("--text") } },
-      ...extra,
-      xaxis: { ...axis, ...(extra.xaxis || {}) },
-      yaxis: { ...axis, ...(extra.yaxis || {}) },
-    };
-  }
-
-  function draw(id, traces, extra) {
-    const place = $(id);
-    const nothing = !traces.some((trace) => trace.y && trace.y.length);
-    place.closest(".panel, .plot").hidden = nothing && place.closest(".panel") !== null;
-    if (nothing) {
-      window.Plotly.purge(place);
-      place.textContent = "nothing was measured";
-      return;
-    }
-    if (!place.classList.contains("js-plotly-plot")) place.textContent = "";
-    const config = { displaylogo: false, responsive: true, displayModeBar: false };
-    window.Plotly.react(place, traces, layout(extra), config);
-  }
-
   function trajectory() {
     const curves = [
       ["trajectory_mse", "state", "solid"],
@@ -276,22 +237,10 @@
   $("heatmap-kind").addEventListener("input", () => window.Plotly && heatmap());
   filter(); // a browser may have kept what was chosen before a reload
 
-  (async () => {
-    try {
-      data = JSON.parse(await unpacked("data-gz"));
-      const worst = data.sites.reduce((best, site, index) => (site.sqnr !== null && (best === null || site.sqnr < data.sites[best].sqnr) ? index : best), null);
-      const library = document.createElement("script");
-      library.textContent = await unpacked("plotly-gz"); // its hash is in the page's security policy
-      document.head.append(library);
-      if (data.sites.length) pick(worst ?? 0, { move: false });
-      drawAll();
-      matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-      addEventListener("beforeprint", drawAll);
-      addEventListener("afterprint", drawAll);
-      document.documentElement.dataset.ready = "yes";
-    } catch (error) {
-      $("trouble").hidden = false;
-      $("trouble").textContent = `The plots cannot be drawn (they need a browser of 2023 or later): ${error}`;
-    }
-  })();
+  page.start((found) => {
+    data = found;
+    const known = data.sites.map((site, index) => [site.sqnr, index]).filter(([sqnr]) => sqnr !== null);
+    const worst = known.reduce((best, one) => (one[0] < best[0] ? one : best), known[0] || [0, 0]);
+    if (data.sites.length) pick(worst[1], { move: false });
+  }, drawAll);
 })();
