@@ -57,7 +57,7 @@ def outliers(found: Inspected, site: str, *, backend: str = "matplotlib") -> Any
         if after != curves[0].y:
             curves.append(Curve("after scaling", x, after, step=True))
         panels.append(Panel(f"{what} of {visible(site)}", "input channel", "largest |x|", tuple(curves)))
-    return _draw(panels, backend)
+    return draw(panels, backend)
 
 
 def timestep_ranges(found: Inspected, site: str, *, backend: str = "matplotlib") -> Any:
@@ -75,7 +75,7 @@ def timestep_ranges(found: Inspected, site: str, *, backend: str = "matplotlib")
         )
         if records[0][key] is not None
     ]
-    return _draw([Panel(f"input of {visible(site)}", "timestep", "value", tuple(curves), reversed=True)], backend)
+    return draw([Panel(f"input of {visible(site)}", "timestep", "value", tuple(curves), reversed=True)], backend)
 
 
 def trajectory_error(
@@ -93,7 +93,7 @@ def trajectory_error(
         _some(records, one)
         curves.append(Curve(visible(name), [r["step"] for r in records], [r[kind] for r in records]))
     title = "error along the sampler"
-    return _draw([Panel(title, "sampler step", kind.replace("_", " "), tuple(curves), logarithmic=True)], backend)
+    return draw([Panel(title, "sampler step", kind.replace("_", " "), tuple(curves), logarithmic=True)], backend)
 
 
 def _some(records: list[dict[str, Any]], found: Inspected) -> list[dict[str, Any]]:
@@ -106,16 +106,17 @@ def _some(records: list[dict[str, Any]], found: Inspected) -> list[dict[str, Any
     return records
 
 
-def _draw(panels: Sequence[Panel], backend: str) -> Any:
+def draw(panels: Sequence[Panel], backend: str = "matplotlib", *, share_y: bool = False) -> Any:
+    """Panels side by side, as a figure of `backend`; raises DmqError for one that is unknown or not installed."""
     if backend not in BACKENDS:
         raise DmqError(f"unknown backend {backend!r} of a figure", hint=f"known: {', '.join(BACKENDS)}")
-    return _matplotlib(panels) if backend == "matplotlib" else _plotly(panels)
+    return (_matplotlib if backend == "matplotlib" else _plotly)(panels, share_y)
 
 
-def _matplotlib(panels: Sequence[Panel]) -> Any:
+def _matplotlib(panels: Sequence[Panel], share_y: bool) -> Any:
     """A Figure of its own, which no window belongs to: nothing global is touched."""
     figure = need("matplotlib.figure").Figure(figsize=(5.6 * len(panels), 3.6), layout="constrained")
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False, sharey=share_y)[0], panels, strict=True):
         for curve in panel.curves:
             style = {"linestyle": "--" if curve.dashed else "-", "label": _literal(curve.name), "linewidth": 1.2}
             (line,) = axes.plot(curve.x, curve.y, drawstyle="steps-mid" if curve.step else "default", **style)
@@ -138,10 +139,10 @@ def _literal(text: str) -> str:
     return " " * text.startswith("_") + text.replace("$", r"\$")
 
 
-def _plotly(panels: Sequence[Panel]) -> Any:
+def _plotly(panels: Sequence[Panel], share_y: bool) -> Any:
     objects = need("plotly.graph_objects")
     figure = need("plotly.subplots").make_subplots(
-        rows=1, cols=len(panels), subplot_titles=[_escaped(panel.title) for panel in panels]
+        rows=1, cols=len(panels), shared_yaxes=share_y, subplot_titles=[_escaped(panel.title) for panel in panels]
     )
     for column, panel in enumerate(panels, 1):
         for curve in panel.curves:

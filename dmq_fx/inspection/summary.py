@@ -124,7 +124,12 @@ def _distribution(one: Distribution, digits: int) -> dict[str, Any]:
 
 def numbers(values: Any, digits: int) -> list[Any]:
     """Nested lists of numbers; None for what is not finite."""
-    return [numbers(value, digits) if getattr(value, "ndim", 0) else short(float(value), digits) for value in values]
+    known = np.isfinite(values)
+    safe = np.where(known & (values != 0), values, 1.0)
+    place = digits - 1 - np.floor(np.log10(np.abs(safe))).astype(int)
+    up, down = 10.0 ** np.maximum(place, 0), 10.0 ** np.maximum(-place, 0)
+    rounded = np.where(values == 0, 0.0, np.round(safe * up / down) * down / up)
+    return rounded.tolist() if known.all() else np.where(known, rounded.astype(object), None).tolist()
 
 
 def short(value: float, digits: int) -> float | None:

@@ -130,7 +130,7 @@
       fillcolor: "rgba(9,105,218,.15)",
       hovertemplate: "channel %{x}: %{y:.4g}<extra></extra>",
     }));
-    draw(id, traces, { xaxis: { title: { text: "input channel" } }, yaxis: { title: { text: "max |x|" }, rangemode: "tozero" } });
+    draw(id, traces, { xaxis: { title: { text: "input channel" } }, yaxis: { title: { text: kind === "input" ? "max |x|" : "max |w|" }, rangemode: "tozero" } });
   }
 
   function histogram(id, kind, part) {
