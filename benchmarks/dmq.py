@@ -110,24 +110,20 @@ def report(args: argparse.Namespace, made: dict[str, dict], found: dict[str, lis
 
 def draw(args: argparse.Namespace, found: dict[str, list[dict]]) -> None:
     """Mean squared error of the sampler's state at every step, a line a recipe, W4A8 and W4A6 side by side."""
-    import matplotlib
+    from dmq_fx.inspection.figures import Curve, Panel
+    from dmq_fx.inspection.figures import draw as draw_panels
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
-    for axis, bits in zip(axes, RECIPES, strict=True):
-        for name in (name for name in RECIPES[bits] if name in found):
+    panels = []
+    for bits, recipes in RECIPES.items():
+        lines = []
+        for name in (name for name in recipes if name in found):
             curves = [result["trajectory_mse"] for result in found[name]]
             mean = [sum(values) / len(values) for values in zip(*curves, strict=True)]
-            axis.plot(range(1, len(mean) + 1), mean, marker=".", label=name)
-        axis.set(title=f"4-bit weights, {bits}-bit activations", xlabel="sampler step", yscale="log")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
-    axes[0].set_ylabel("mean squared error of the state")
+            lines.append(Curve(name, range(1, len(mean) + 1), mean))
+        title = f"4-bit weights, {bits}-bit activations"
+        panels.append(Panel(title, "sampler step", "mean squared error of the state", tuple(lines), logarithmic=True))
     args.figure.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout()
-    figure.savefig(args.figure, dpi=110)
+    draw_panels(panels, share_y=True).savefig(args.figure, dpi=110)
 
 
 if __name__ == "__main__":

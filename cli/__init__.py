@@ -7,7 +7,10 @@ import typer
 from dmq_fx.cli.bench import bench_command
 from dmq_fx.cli.compile import compile_command
 from dmq_fx.cli.completion import completion_command
+from dmq_fx.cli.diff import diff_command
 from dmq_fx.cli.evaluate import evaluate_command
+from dmq_fx.cli.explain import explain_command
+from dmq_fx.cli.graph import graph_command
 from dmq_fx.cli.inspect import inspect_command
 from dmq_fx.cli.plan import plan_command
 from dmq_fx.cli.recipe import app as recipe_app
@@ -29,6 +32,9 @@ for name, command in (
     ("validate", validate),
     ("compile", compile_command),
     ("inspect", inspect_command),
+    ("graph", graph_command),
+    ("diff", diff_command),
+    ("explain", explain_command),
     ("sample", sample_command),
     ("eval", evaluate_command),
     ("bench", bench_command),

@@ -65,6 +65,9 @@ def compile_command(
     offline: OfflineOption = False,
     require_signed: SignedOption = False,
     trusted_keys: TrustedOption = None,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Keep distributions and images for `dmq inspect`.")
+    ] = True,
     json: JsonOption = False,
 ) -> None:
     """Compile a recipe for a model into an artifact.
@@ -97,6 +100,7 @@ def compile_command(
                 params=param or (),
                 library=library,
                 locked=(lock or default_lock(recipe)) if locked or lock else None,
+                report=report,
                 progress=show,
             )
     except KeyboardInterrupt:

@@ -7,54 +7,57 @@ from typing import Annotated
 import typer
 
 from dmq_fx.cli.support import JsonOption, output_console, print_json
-from dmq_fx.errors import DmqError, did_you_mean
 
 
 def inspect_command(
     artifact: Annotated[str, typer.Argument(help="Folder that dmq compile wrote.")],
-    site: Annotated[str | None, typer.Option("--site", metavar="GLOB", help="Only sites whose name matches.")] = None,
+    site: Annotated[
+        str | None, typer.Option("--site", metavar="GLOB", help="Only sites whose name matches; or `re:EXPRESSION`.")
+    ] = None,
+    role: Annotated[
+        str | None, typer.Option("--role", help="Only sites of this role, such as skip_connection.")
+    ] = None,
+    op: Annotated[str | None, typer.Option("--op", help="Only sites that compute this, such as conv2d.")] = None,
+    sort: Annotated[
+        str | None, typer.Option("--sort", metavar="sqnr|size|bops", help="A list, the worst or largest first.")
+    ] = None,
+    worst: Annotated[
+        int | None, typer.Option("--worst", min=1, metavar="N", help="Only the first N of the list (by SQNR).")
+    ] = None,
+    depth: Annotated[int | None, typer.Option("--depth", min=1, help="Levels of modules that are opened.")] = None,
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="FILE", help="Write the report as one self-contained page.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Check the hashes of all files, weights too.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Show what was done to every site of an artifact: precision, size, error (SQNR in dB).
+    """Show what was done to every site of an artifact: precision, folds, size, error (SQNR in dB).
 
     Example: [bold]dmq inspect out --site 'up_blocks.*.conv_shortcut'[/]
     """
-    from dmq_fx.artifact.folder import artifact_sizes, open_artifact
-    from dmq_fx.inspection import artifact_rows, filter_rows, site_table
+    from dmq_fx.inspection import inspect_artifact, ranking_table, select, site_tree
+    from dmq_fx.inspection.inspected import READ
+    from dmq_fx.inspection.summary import summary_json, summary_lines, title
+    from dmq_fx.inspection.text import plain
 
-    opened = open_artifact(artifact)
-    rows = artifact_rows(opened.sites)
-    chosen = filter_rows(rows, site)
-    if site is not None and not chosen:
-        hint = did_you_mean(site, [row["name"] for row in rows]) or "`dmq inspect` without --site lists them"
-        raise DmqError(f"no site matches {site!r}", where=artifact, hint=hint)
-    recipe = opened.manifest.content["recipe"]
-    sizes = artifact_sizes(opened)
+    found = inspect_artifact(artifact, verify=None if verify else READ)
+    rows = select(found.rows, site=site, role=role, op=op, sort=sort, worst=worst, where=artifact)
+    if html is not None:
+        from dmq_fx.inspection.report import write_report
+
+        write_report(html, found, rows)
     if json:
-        print_json(
-            {
-                "recipe": recipe,
-                "digest": opened.manifest.digest,
-                "model": opened.model,
-                "bytes": opened.bytes,
-                "totals": opened.report["totals"],
-                "sizes": sizes,
-                "passes": opened.report["passes"],
-                "timesteps": opened.report["timesteps"],
-                "sites": [dict(row) for row in chosen],
-            }
-        )
+        print_json(summary_json(found, rows))
         return
-    totals = opened.report["totals"]
     console = output_console()
-    console.print(site_table(f"{recipe['name']} {recipe['version']}", chosen))
-    console.print(
-        f"\n{totals['quantized_sites']} of {totals['sites']} sites quantized, {totals['mean_weight_bits']:.2f} bits "
-        f"a weight on average, {opened.bytes / 1e6:.2f} MB on disk"
-    )
-    if "paper_bytes" in sizes:
-        console.print(
-            f"the model: {sizes['paper_bytes'] / 1e6:.2f} MB as papers count (every parameter at the bits of most "
-            f"weights), {sizes['honest_bytes'] / 1e6:.2f} MB with scales, ranges and full precision, "
-            f"{sizes['file_bytes'] / 1e6:.2f} MB in the file"
-        )
+    if html is not None:
+        console.print(plain(f"wrote {html}"), soft_wrap=True)
+        return
+    if sort or worst:
+        console.print(plain(title(found), "bold"))
+        console.print(ranking_table(rows, found.slots))
+    else:
+        console.print(site_tree(title(found), rows, slots=found.slots, depth=depth))
+    console.print()
+    for line in summary_lines(found):
+        console.print(plain(line))

@@ -21,6 +21,9 @@ def plan_command(
     backend: Annotated[
         str | None, typer.Option("--backend", help="Also the kernel that each site will get, or why none.")
     ] = None,
+    explain: Annotated[
+        str | None, typer.Option("--explain", metavar="SITE", help="Why this site gets its scheme, instead of all.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Show what a recipe makes of a model, without computing anything; needs no weights.
@@ -34,6 +37,9 @@ def plan_command(
     check_offline(offline, model)
     with open_library(offline) as library:
         given: dict[str, Any] = {"overrides": set_ or (), "params": param or (), "library": library}
+        if explain is not None:
+            _explain(recipe, explain, model, given, json)
+            return
         lowered = plan_backend(resolve_recipe_for(recipe, model, **given), model, backend) if backend else None
         made = lowered.plan if lowered else plan(recipe, model=model, **given)
     if json:
@@ -59,3 +65,15 @@ def plan_command(
     for note in dict.fromkeys(note for planned in made.sites for note in planned.notes):
         count = sum(note in planned.notes for planned in made.sites)
         console.print(f"note: {note} ({count} sites)")
+
+
+def _explain(recipe: str, site: str, model: str, given: dict[str, Any], json: bool) -> None:
+    from dmq_fx.inspection.explain import explain_plan
+    from dmq_fx.inspection.explain_text import explain_lines
+
+    explained = explain_plan(recipe, site, model=model, **given)
+    if json:
+        print_json(explained.to_json())
+        return
+    for line in explain_lines(explained):
+        output_console().print(line, soft_wrap=True)

@@ -145,6 +145,19 @@ def plan(
     library: Library | None = None,
 ) -> Plan:
     """What `recipe` makes of `model`, without weights: a string source is built from its config alone."""
+    return plan_with_graph(recipe, model=model, overrides=overrides, inputs=inputs, params=params, library=library)[2]
+
+
+def plan_with_graph(
+    recipe: str | Path,
+    *,
+    model: ModelSource = DEFAULT_MODEL,
+    overrides: Sequence[str] = (),
+    inputs: dict[str, Any] | None = None,
+    params: Sequence[str] = (),
+    library: Library | None = None,
+) -> tuple[ResolvedRecipe, TracedModel, Plan]:
+    """As `plan`, with the resolved recipe and the graph that the plan is for."""
     resolved = resolve_recipe(recipe, overrides, params=params, library=library)
     loaded = load_denoiser_on_meta(model) if isinstance(model, (str, Path)) else load_model(model)
     if resolved.conditional:
@@ -152,7 +165,7 @@ def plan(
     traced = trace(loaded.denoiser, inputs)
     made = make_plan(resolved.recipe, find_sites(traced), traced)
     check_plan(made, resolved.recipe.passes)
-    return made
+    return resolved, traced, made
 
 
 def compile(
@@ -170,6 +183,7 @@ def compile(
     verify_backend: str | None = None,
     inputs: dict[str, Any] | None = None,
     dynamic_size: bool = False,
+    report: bool = True,
     cache: CalibrationCache | None = None,
     params: Sequence[str] = (),
     library: Library | None = None,
@@ -189,6 +203,7 @@ def compile(
     shapes than its config's. dynamic_size: the graph takes any height and width (UNets).
     params: `name=value` of the recipe's parameters. library: where names of recipes are looked up. locked: a lock that
     the recipe must resolve to.
+    report: also keep what inspection shows beside errors: distributions of every site's input and weight, images.
     progress: called with (what, done, total; total 0 if unknown).
     Gates of `expect:` are measured and returned, not raised: `CompileResult.gates`.
     Raises RecipeError, ModelError, TraceError, CalibrationError, ArtifactError.
@@ -231,7 +246,7 @@ def compile(
     )
     pass_reports = run_passes(program, resolved.recipe.passes, context, checkpoint)
     made = program.plan
-    errors, by_step = error_report(program, loaded, resolved.recipe.calibration, context, inputs)
+    measured_errors = error_report(program, loaded, resolved.recipe.calibration, context, inputs, statistics=report)
     content = _content(loaded, resolved, identity, computed)
     lock = lock_document(
         resolved, model=content["model"], environment=content["environment"], seed=resolved.recipe.calibration.seed
@@ -244,16 +259,17 @@ def compile(
         path=target,
         content=content,
         lock=lock_text(lock),
-        errors=errors,
+        errors=measured_errors.by_site,
         report={
             "passes": pass_reports,
             "timesteps": timesteps.tolist(),
             "totals": vars(made.totals),
             "sizes": sizes.to_json(),
-            "errors": by_step,
+            "errors": measured_errors.by_step,
         },
-        html=site_table_html(resolved.recipe.name, site_rows(made, errors)),
+        html=site_table_html(resolved.recipe.name, site_rows(made, measured_errors.by_site)),
         overwrite=force,
+        statistics=measured_errors.statistics,
     )
     checkpoint.remove()
     size = sum(record.size for record in manifest.files)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmq_fx.artifact.folds import site_folds
 from dmq_fx.artifact.packing import pack, pack_rows
 from dmq_fx.artifact.tensors import narrow
 from dmq_fx.numerics import QuantizedWeight
@@ -79,7 +80,10 @@ def encode_sites(program: Program, errors: dict[str, dict[str, Any]]) -> dict[st
     site's `rule` is its place in the lock.
     """
     schemes: list[dict[str, Any]] = []
-    sites = [_site(planned, schemes, errors.get(planned.name, {})) for planned in program.plan.sites]
+    sites = []
+    for planned in program.plan.sites:
+        folds = site_folds(program, planned)
+        sites.append(_site(planned, schemes, {**errors.get(planned.name, {}), **({"folds": folds} if folds else {})}))
     return {
         "parameters": program.plan.parameters,
         "slots": len(program.timesteps),

@@ -13,6 +13,7 @@ import torch
 from dmq_fx.artifact.container import read_manifest, verify_files, write_artifact
 from dmq_fx.artifact.decode import decode_program
 from dmq_fx.artifact.encode import encode_sites, encode_tensors
+from dmq_fx.artifact.files import CONFIG, FILES, LOCK, REPORT, REPORT_HTML, SITES, STATISTICS, TENSORS
 from dmq_fx.artifact.manifest import Manifest, canonical_json
 from dmq_fx.artifact.tensors import load_tensors, save_tensors
 from dmq_fx.errors import ArtifactError
@@ -20,14 +21,6 @@ from dmq_fx.models import LoadedModel, build_denoiser
 from dmq_fx.program import Program
 from dmq_fx.roles import find_sites
 from dmq_fx.tracing import describe_inputs, graph_fingerprint, rebuild_inputs, trace
-
-TENSORS = "model.safetensors"
-SITES = "quantization.json"
-CONFIG = "config.json"
-LOCK = "recipe.lock.yaml"
-REPORT = "report.json"
-REPORT_HTML = "report.html"
-FILES = (TENSORS, SITES, CONFIG, LOCK, REPORT, REPORT_HTML)
 
 
 @dataclass(frozen=True)
@@ -62,8 +55,12 @@ def save_program(
     report: Mapping[str, Any],
     html: str,
     overwrite: bool,
+    statistics: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None,
 ) -> Manifest:
-    """Write the artifact; content: what the manifest says of model and recipe. Raises ArtifactError."""
+    """Write the artifact; content: what the manifest says of model and recipe. Raises ArtifactError.
+
+    statistics: tensors and metadata of `encode_statistics`; the file is left out without.
+    """
     tensors = encode_tensors(program)
     config = {"_class_name": loaded.class_name, **loaded.config}
     return write_artifact(
@@ -75,6 +72,7 @@ def save_program(
             LOCK: lock,
             REPORT: canonical_json(report) + "\n",
             REPORT_HTML: html,
+            **({STATISTICS: lambda file: save_tensors(file, *statistics)} if statistics is not None else {}),
         },
         {
             **content,

@@ -87,8 +87,9 @@ def measure_propagation(
     device: torch.device,
     limit: int,
     progress: Callable[[int], None],
+    watch: Callable[[SiteCall], None] = lambda call: None,
 ) -> Propagation:
-    """Run both models over `limit` batches of samples, side by side."""
+    """Run both models over `limit` batches of samples, side by side; watch: shown every site's call."""
     slots = max(1, len(program.timesteps))
     found = Propagation()
 
@@ -98,6 +99,7 @@ def measure_propagation(
             approximate = quantized_output(program, call.planned, call.exact_args, slot)
             found.local.setdefault(name, Power(slots)).add(call.exact, approximate, slot)
         found.accumulated.setdefault(name, Power(slots)).add(call.exact, call.quantized, slot)
+        watch(call)
 
     run = Lockstep(program, measure)
     for done, arguments in batches(program.traced, inputs, device, limit):

@@ -14,6 +14,21 @@ from dmq_fx.recipe.language import ActivationSpec
 BINS = 8192
 
 
+def grown(counts: Tensor, limit: float, largest: float) -> tuple[Tensor, float]:
+    """Counts in equal bins of [-limit, limit], [bins], and that limit, after it was doubled until `largest` fits.
+
+    A limit is a power of two; 0: there are no counts yet. bins: a multiple of 4.
+    """
+    needed = 2.0 ** math.ceil(math.log2(max(largest, 2.0**-30)))
+    if limit == 0.0:
+        return counts, needed
+    quarter = len(counts) // 4
+    while limit < needed:
+        counts = torch.nn.functional.pad(counts.reshape(-1, 2).sum(1), (quarter, quarter))
+        limit *= 2
+    return counts, limit
+
+
 class HistogramObserver(ActivationObserver):
     """Counts in `BINS` equal bins of `[-limit, limit]`, a row a slot.
 
@@ -35,20 +50,9 @@ class HistogramObserver(ActivationObserver):
         largest = float(torch.maximum(-low, high))
         if not math.isfinite(largest):
             return  # calculate_qparams reports it
-        self._grow(slot, 2.0 ** math.ceil(math.log2(max(largest, 2.0**-30))))
-        limit = float(self.limit[slot])
-        self.counts[slot] += torch.histc(x, BINS, -limit, limit)
-
-    def _grow(self, slot: int, needed: float) -> None:
-        limit = float(self.limit[slot])
-        if limit == 0.0:
-            self.limit[slot] = needed
-            return
-        while limit < needed:
-            merged = self.counts[slot].reshape(-1, 2).sum(1)
-            self.counts[slot] = torch.nn.functional.pad(merged, (BINS // 4, BINS // 4))
-            limit *= 2
+        self.counts[slot], limit = grown(self.counts[slot], float(self.limit[slot]), largest)
         self.limit[slot] = limit
+        self.counts[slot] += torch.histc(x, BINS, -limit, limit)
 
     def centers(self) -> Tensor:
         """Middle of every bin, [slots, BINS]."""

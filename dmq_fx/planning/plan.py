@@ -125,7 +125,10 @@ class PlannedSite:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over a plan. Bytes are estimates of what the artifact's tensors take; per sample where it says so."""
+    """Sums over a plan. Bytes are estimates of what the artifact's tensors take; per sample where it says so.
+
+    paper_bytes: as papers count them: bits of the weights alone, without scales and zero points.
+    """
 
     sites: int
     quantized_sites: int
@@ -133,6 +136,7 @@ class Totals:
     quantized_parameters: int
     mean_weight_bits: float
     bytes: int
+    paper_bytes: int
     full_precision_bytes: int
     macs: int
     bops: int
@@ -171,6 +175,7 @@ class Plan:
             quantized_parameters=sum(planned.site.parameters for planned in weighted if planned.weight),
             mean_weight_bits=bits / of_sites if of_sites else float(FULL_PRECISION_BITS),
             bytes=sum(planned.bytes for planned in weighted) + rest * FULL_PRECISION_BITS // 8,
+            paper_bytes=int(bits) // 8 + rest * FULL_PRECISION_BITS // 8,
             full_precision_bytes=self.parameters * FULL_PRECISION_BITS // 8,
             macs=sum(planned.site.macs for planned in self.sites),
             bops=sum(planned.bops for planned in self.sites),

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 import dmq_fx
-from dmq_fx.artifact.folder import FILES, open_artifact
+from dmq_fx.artifact.files import FILES, STATISTICS
+from dmq_fx.artifact.folder import open_artifact
 from dmq_fx.artifact.tensors import load_tensors
 from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.errors import ArtifactError, BackendError
 
 
 def test_files_of_an_artifact(artifact: Path) -> None:
-    assert {file.name for file in artifact.iterdir()} == {*FILES, "manifest.json"}
+    assert {file.name for file in artifact.iterdir()} == {*FILES, STATISTICS, "manifest.json"}
     opened = open_artifact(artifact)
     assert opened.manifest.content["recipe"]["name"] == "ptq/w8a8"
     assert opened.config["_class_name"] == "UNet2DModel"

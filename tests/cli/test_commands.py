@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from dmq_fx.checkpoint import Checkpoint
 from dmq_fx.cli import app
 
-COMMANDS = ("plan", "validate", "compile", "inspect", "sample", "eval", "reference")
+COMMANDS = ("plan", "validate", "compile", "inspect", "graph", "diff", "explain", "sample", "eval", "reference")
 
 
 def dmq(*arguments: str | Path) -> Result:
@@ -105,10 +105,10 @@ def test_an_interrupted_compile_says_how_to_go_on(tmp_path: Path, monkeypatch: p
 def test_inspect(artifact: Path) -> None:
     result = dmq("inspect", artifact, "--site", "*.conv_shortcut")
     assert result.exit_code == 0, result.stderr
-    lines = plain(result.stdout).splitlines()
-    rows = [line.split() for line in lines if ".conv_shortcut" in line]
-    assert len(rows) == 5 and all(25 < float(row[-1]) < 70 for row in rows)  # SQNR of 8 bits
-    assert len([line for line in lines if line.startswith(("conv_in", "mid_block"))]) == 0
+    errors = re.findall(r"conv_shortcut  conv2d · (?:.* · )?([0-9.]+) dB", result.stdout)
+    assert len(errors) == 5 and all(25 < float(error) < 70 for error in errors)  # of 8 bits
+    assert "W8 per-channel sym · A8 per-tensor asym ×4 slots" in result.stdout and "conv_in" not in result.stdout
+    assert "\x1b" not in result.stdout and "MB as papers count" in result.stdout
 
 
 def test_inspect_json(artifact: Path) -> None:

@@ -1,54 +1,25 @@
-"""What was done to every site, as rows for terminals, files and scripts."""
+"""Tables of sites for terminals, and the plain page that goes into an artifact."""
 
 from __future__ import annotations
 
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from dmq_fx.lowering.kernels import Kernel
-from dmq_fx.planning import Plan
+from dmq_fx.inspection.scheme_text import scheme_text
+from dmq_fx.inspection.text import plain
 
-FULL_PRECISION: dict[str, Any] = {"weight": None, "activation": None}
-UNMEASURED: dict[str, Any] = {
-    "bytes": None,
-    "sqnr_db": None,
-    "weight_sqnr_db": None,
-    "notes": [],
-    "passes": [],
-    "rule": None,
-    "widths": [],
-}
-
-
-def site_rows(plan: Plan, errors: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The plan's rows with what was measured."""
-    return [row | errors.get(row["name"], {}) for row in plan.to_json()["sites"]]
-
-
-def artifact_rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of an artifact's `quantization.json`, with every site's precision written out."""
-    rows = []
-    for site in table["sites"]:
-        row = {key: value for key, value in site.items() if key != "precision"}
-        precision = table["schemes"][site["precision"]] if "precision" in site else FULL_PRECISION
-        rows.append(UNMEASURED | row | precision)
-    return rows
-
-
-def filter_rows(rows: Sequence[Mapping[str, Any]], pattern: str | None) -> list[Mapping[str, Any]]:
-    """Rows whose name matches the glob (`*` crosses dots); all without one."""
-    return [row for row in rows if pattern is None or fnmatchcase(row["name"], pattern)]
+if TYPE_CHECKING:
+    from dmq_fx.lowering.kernels import Kernel
 
 
 def site_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """A rich table of sites: name, op, roles, shape, scheme, bits, passes, size, error where it was measured."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(title=plain(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
     passes = any(row.get("passes") for row in rows)
     measured = any("sqnr_db" in row for row in rows)
     lowered = any("kernel" in row for row in rows)
@@ -74,7 +45,7 @@ def site_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
             cells.append("" if row.get("sqnr_db") is None else f"{row['sqnr_db']:.1f}")
         if lowered:
             cells.append(row.get("kernel") or "-")
-        table.add_row(*cells)
+        table.add_row(*(plain(cell) for cell in cells))
     return table
 
 
@@ -82,6 +53,22 @@ def kernel_lines(backend: str, kernels: Mapping[str, Kernel]) -> list[str]:
     """How many sites get which kernel, and for what reasons others get none."""
     counts = Counter(str(kernel) for kernel in kernels.values())
     return [f"{backend}: {count} sites {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1])]
+
+
+def ranking_table(rows: Sequence[Mapping[str, Any]], slots: int | None = None) -> Table:
+    """Sites in the order of `rows`, numbered: name, scheme, SQNR, size, bit operations; fits 80 columns."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("", justify="right")
+    table.add_column("site", overflow="fold", ratio=3)
+    table.add_column("scheme", overflow="fold", ratio=2)
+    for name in ("dB", "kB", "GBOPs"):
+        table.add_column(name, justify="right", min_width=5)
+    for number, row in enumerate(rows, 1):
+        sqnr, size = row.get("sqnr_db"), row.get("bytes")
+        cells = [str(number), row["name"], scheme_text(row, slots), "" if sqnr is None else f"{sqnr:.1f}"]
+        cells += ["" if size is None else f"{size / 1000:.1f}", f"{row['bops'] / 1e9:.2f}"]
+        table.add_row(*(plain(cell) for cell in cells))
+    return table
 
 
 def _bits(spec: Mapping[str, Any] | None, widths: Sequence[Sequence[int]] | None = None) -> str:
