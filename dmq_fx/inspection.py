@@ -22,6 +22,7 @@ UNMEASURED: dict[str, Any] = {
     "notes": [],
     "passes": [],
     "rule": None,
+    "widths": [],
 }
 
 

@@ -31,6 +31,7 @@ from dmq_fx.recipe.language import option
 
 STEPS = (-1, 0, 1)
 """What is added to the scheme's bits, in the order of the errors' rows."""
+BEFORE = frozenset({"allocated", "observed", "assigned", "rounded"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +81,14 @@ class Omq:
     Options = OmqOptions
     requires = frozenset({"grouped"})
     ensures = frozenset({"allocated"})
-    before = frozenset({"allocated", "observed", "assigned", "rounded"})
+    before = BEFORE
 
     @staticmethod
     def order(options: OmqOptions) -> Order:
         """Pre-scaling is a scaling like others: a recipe has one."""
         scaled = frozenset({"scaled"} if options.prescale else ())
         advice = "leave one of them out, or say `prescale: false` for omq, which keeps the other's scales"
-        return Order(Omq.requires, Omq.ensures | scaled, Omq.before | scaled, advice)
+        return Order(Omq.requires, Omq.ensures | scaled, BEFORE | scaled, advice)
 
     @staticmethod
     def run(program: Program, options: OmqOptions, context: PassContext) -> PassResult:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from dmq_fx.artifact.encode import CHANNEL_WIDTHS, INPUT_SCALES, SHIFTS, STATIC_SCALES, STATIC_ZERO_POINTS
 from dmq_fx.artifact.tensors import narrow
 from dmq_fx.planning import Plan
 from dmq_fx.program.convert_activations import DERIVED, SCALES, ZERO_POINTS
@@ -55,7 +56,12 @@ def measure_sizes(program: Program) -> Sizes:
         "full_precision": _full_precision(program, set(weights)),
         "index": sum(len(name) + ENTRY_BYTES for name in _names(program)),
     }
-    return Sizes(round(program.plan.parameters * body_bits(program.plan) / 8), parts)
+    return Sizes(paper_bytes(program.plan), parts)
+
+
+def paper_bytes(plan: Plan) -> int:
+    """Every parameter of the denoiser at the bits of the body."""
+    return round(plan.parameters * body_bits(plan) / 8)
 
 
 def body_bits(plan: Plan) -> float:
@@ -72,15 +78,20 @@ def body_bits(plan: Plan) -> float:
 
 
 def _names(program: Program) -> list[str]:
-    """Names of the tensors that are stored, but for the few that go with activations."""
-    return [name for name in tensor_names(program.graph_module) if not name.startswith(f"{DERIVED}.")]
+    """Names of the tensors that are stored: as `encode_tensors` gives them."""
+    symmetric = {name for name, weight in program.weights.items() if weight.grid.symmetric}
+    names = [name for name in tensor_names(program.graph_module) if not name.startswith(f"{DERIVED}.")]
+    names = [name for name in names if name.removesuffix("_zero_point") not in symmetric or name in symmetric]
+    names += [p.site.weight + CHANNEL_WIDTHS for p in program.plan.sites if p.site.weight and len(p.widths) > 1]
+    names += [f"{INPUT_SCALES}.{index}" for index in program.input_scales]
+    names += [f"{SHIFTS}.{index}" for index in program.shifts]
+    static = any(not activation.spec.per_timestep for activation in program.activations)
+    return [*names, *([STATIC_SCALES, STATIC_ZERO_POINTS] if static else [])]
 
 
 def _full_precision(program: Program, weights: set[str | None]) -> int:
     """Bytes of the tensors that the graph reads as they are."""
-    counted = {f"{weight}{part}" for weight in weights for part in ("", "_scale", "_zero_point")} | {
-        SCALES,
-        ZERO_POINTS,
-    }
-    found = (get_tensor(program.graph_module, name) for name in _names(program) if name not in counted)
-    return sum(narrow(tensor).nbytes for tensor in found)
+    counted = {f"{weight}{part}" for weight in weights for part in ("", "_scale", "_zero_point")}
+    counted |= {SCALES, ZERO_POINTS}
+    names = [n for n in tensor_names(program.graph_module) if n not in counted and not n.startswith(f"{DERIVED}.")]
+    return sum(narrow(get_tensor(program.graph_module, name)).nbytes for name in names)

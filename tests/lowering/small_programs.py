@@ -104,6 +104,16 @@ def grouped(model: TracedModel, specs: Callable[[Site], Specs] | Specs, sites: S
     return program
 
 
+def mix_bits(program: Program, fewest: int, most: int, seed: int = 0) -> None:
+    """Bits of their own for the output channels of every weight; the first has the most."""
+    generator = torch.Generator().manual_seed(seed)
+    for planned in program.plan.sites:
+        if planned.weight and planned.site.weight:
+            bits = torch.randint(fewest, most + 1, (planned.site.shape[0],), generator=generator)
+            bits[0] = most
+            program.allocate(planned.site.weight, bits)
+
+
 def converted(program: Program, *, seed: int = 0, ties: bool = False) -> Program:
     """Integers of made-up ranges in place of a grouped program's activations and weights.
 

@@ -25,6 +25,7 @@ from small_programs import (
     inputs,
     kernel_nodes,
     lower,
+    mix_bits,
     needs_vnni,
     scale_channels,
     traced,
@@ -95,6 +96,20 @@ def test_any_precision(bench: TracedModel, specs: Specs, seed: int, timestep: in
     pair = lower(converted(grouped(bench, specs), seed=seed))
     assert len(kernel_nodes(pair.lowered.graph_module.graph)) == 13
     assert_same(pair, inputs(timestep, batch, seed=seed))
+
+
+@pytest.mark.parametrize(("symmetric", "fewest", "most"), [(False, 1, 3), (False, 1, 7), (True, 2, 8)])
+@pytest.mark.parametrize("activation", [STATIC, BY_TIMESTEP], ids=["static", "by timestep"])
+def test_channels_with_bits_of_their_own(
+    bench: TracedModel, symmetric: bool, fewest: int, most: int, activation: ActivationSpec
+) -> None:
+    program = grouped(bench, (WeightSpec(bits=2, symmetric=symmetric), activation))
+    mix_bits(program, fewest, most)
+    if most == 3:
+        scale_channels(program, gamma=True, shifts=1)
+    pair = lower(converted(program))
+    assert len(kernel_nodes(pair.lowered.graph_module.graph)) == 13
+    assert_same(pair, inputs(480))
 
 
 @pytest.mark.parametrize("bits", [2, 4])

@@ -16,6 +16,7 @@ from small_programs import (
     converted,
     grouped,
     lower,
+    mix_bits,
     needs_vnni,
     scale_channels,
     traced,
@@ -99,6 +100,18 @@ def test_weights_that_fit(layers: TracedModel, bits: int) -> None:
     for symmetric in (True, False):
         found = int8_kernels(grouped(layers, (WeightSpec(bits=bits, symmetric=symmetric), STATIC)))
         assert (found["layers.0"].name is None) == (bits == 8 and not symmetric)
+
+
+def test_the_widest_channel_decides(layers: TracedModel) -> None:
+    program = grouped(layers, (WeightSpec(bits=3, symmetric=False), STATIC))
+    before = int8_kernels(program)
+    mix_bits(program, 1, 7)
+    assert int8_kernels(program) == before
+    program = grouped(layers, (WeightSpec(bits=3, symmetric=False), STATIC))
+    mix_bits(program, 1, 8)
+    reasons = {kernel.reason for kernel in int8_kernels(program).values() if not kernel.name}
+    assert any("8-bit weights less their zero point do not fit int8" in reason for reason in reasons)
+    assert not any(kernel.name for kernel in int8_kernels(program).values())
 
 
 def test_per_group() -> None:

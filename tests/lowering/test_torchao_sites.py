@@ -17,6 +17,7 @@ from small_programs import (
     copy_of,
     grouped,
     inputs,
+    mix_bits,
     scale_channels,
     traced,
 )
@@ -95,6 +96,21 @@ def worst(fake: Program, lowered: Program, kernel: str, dtype: torch.dtype = tor
 def test_weights_alone(bench: TracedModel, weight: WeightSpec, kernel: str) -> None:
     fake = converted(grouped(bench, (weight, None)))
     assert worst(fake, lower(fake), kernel) < ROUNDING
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_channels_with_bits_of_their_own(bench: TracedModel, symmetric: bool) -> None:
+    """Alone, and with activations where the widest fit int8 without their zero points."""
+    spec = WeightSpec(bits=3, symmetric=symmetric)
+    alone = grouped(bench, (spec, None))
+    mix_bits(alone, 2, 8)
+    fake = converted(alone)
+    assert worst(fake, lower(fake), WEIGHT_ONLY if symmetric else GROUPED) < ROUNDING
+    if multiplies_exactly():
+        product = grouped(bench, (spec, A8))
+        mix_bits(product, 2, 7)
+        fake = converted(product)
+        assert worst(fake, lower(fake), STATIC) < ROUNDING
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
