@@ -118,11 +118,11 @@ def compile_command(
             f"{totals.mean_weight_bits:.2f} bits a weight, {result.bytes / 1e6:.2f} MB, {result.seconds:.0f} s"
         )
         if result.passes:
-            done = ", ".join(f"{report['pass']} {report['sites']} sites" for report in result.passes)
+            done = ", ".join(f"{one['pass']} {one['sites']} sites" for one in result.passes)
             console.print(f"passes: {done}")
-        for report in result.passes:
-            if not report["sites"]:
-                console.print(f"note: {report['pass']} found nothing to do in this model; report.json says why")
+        for one in result.passes:
+            if not one["sites"]:
+                console.print(f"note: {one['pass']} found nothing to do in this model; report.json says why")
         console.print(f"digest {result.digest}")
         if result.parity:
             found = result.parity

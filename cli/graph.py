@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import webbrowser
 from typing import Annotated
 
 import typer
 
-from dmq_fx.cli.support import JsonOption, output_console, print_json, progress
+from dmq_fx.cli.support import JsonOption, errors, output_console, print_json, progress
 
 
 def graph_command(
@@ -45,7 +46,15 @@ def graph_command(
         print_json(facts)
     for path in written if not json else []:
         output_console().print(plain(f"wrote {path}"), soft_wrap=True)
-    if serve:
-        from dmq_fx.cli.serve import serve_graph
+    if not serve:
+        return
+    from dmq_fx.inspection.serve import GraphServer
 
-        serve_graph(graph, overlays, label, port, open_browser=open_browser)
+    with GraphServer(graph, overlays, label, port) as server:
+        errors.print(f"serving on {server.url}\npress Ctrl-C to stop", markup=False, highlight=False, soft_wrap=True)
+        if open_browser:
+            webbrowser.open_new_tab(server.url)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            errors.print("stopped")

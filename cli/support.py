@@ -81,7 +81,10 @@ def guarded(command: F) -> F:
         try:
             return command(*args, **kwargs)
         except DmqError as error:
-            errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+            from dmq_fx.inspection.text import visible
+
+            text = "\n".join(visible(line) for line in str(error).split("\n"))
+            errors.print(f"[bold red]error:[/] {escape(text)}", highlight=False)
             raise typer.Exit(error.exit_code) from None
         except (typer.Exit, typer.Abort):
             raise

@@ -37,8 +37,8 @@ def diff_html(found: Difference) -> str:
 def _fields(change: SiteChange) -> list[tuple[str, str, str]]:
     if not change.a or not change.b:
         there = change.a or change.b
-        words = [str(there["scheme"]), "no such site"]
-        return [("scheme", *(words if change.a else reversed(words)))]
+        scheme, none = str(there["scheme"]), "no such site"
+        return [("scheme", scheme, none) if change.a else ("scheme", none, scheme)]
     return [(field, shown(change.a.get(field)), shown(change.b.get(field))) for field in telling(change)]
 
 

@@ -69,7 +69,7 @@ class GraphServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: GraphServer
+    server: GraphServer  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_GET(self) -> None:
         """Static files of the web app, the graph, the overlays; a request for another host's name is refused."""

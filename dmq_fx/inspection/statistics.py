@@ -39,7 +39,7 @@ class Distribution:
     def centers(self) -> Array:
         """Middle of every bin."""
         bins = len(self.shares)
-        return ((np.arange(bins) + 0.5) * (2 / bins) - 1) * self.limit
+        return np.asarray(((np.arange(bins) + 0.5) * (2 / bins) - 1) * self.limit, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ class Statistics:
     def __init__(self, tensors: dict[str, NDArray[Any]], metadata: dict[str, Any]) -> None:
         self._tensors = tensors
         self._metadata = metadata
+        for part in ("sites", "input", "weight"):
+            metadata[part]
 
     @cached_property
     def sites(self) -> tuple[str, ...]:
@@ -152,7 +154,7 @@ def read_statistics(path: Path) -> Statistics:
         if metadata.get("version") != VERSION:
             raise ArtifactError(f"unknown statistics, version {metadata.get('version')}", where=str(path), hint=HINT)
         return Statistics(tensors, metadata)
-    except (OSError, SafetensorError, ValueError, AttributeError) as error:
+    except (OSError, SafetensorError, ValueError, AttributeError, KeyError) as error:
         raise ArtifactError(f"the statistics cannot be read: {error}", where=str(path), hint=HINT) from error
 
 

@@ -130,7 +130,11 @@ def numbers(values: Any, digits: int) -> list[Any]:
     place = digits - 1 - np.floor(np.log10(np.abs(safe))).astype(int)
     up, down = 10.0 ** np.maximum(place, 0), 10.0 ** np.maximum(-place, 0)
     rounded = np.where(values == 0, 0.0, np.round(safe * up / down) * down / up)
-    return rounded.tolist() if known.all() else np.where(known, rounded.astype(object), None).tolist()
+    if known.all():
+        return rounded.tolist()
+    mixed = rounded.astype(object)
+    mixed[~known] = None
+    return mixed.tolist()
 
 
 def short(value: float, digits: int) -> float | None:

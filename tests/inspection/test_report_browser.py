@@ -14,7 +14,7 @@ from dmq_fx.inspection.diff_report import write_diff
 from dmq_fx.inspection.report import write_report
 from dmq_fx.inspection.sides import load_sides
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.slow]
 Open = Callable[..., Watched]
 VISIBLE = "#site-table tbody tr:not([hidden])"
 PLOTS = ("input-channels", "input-histogram", "weight-channels", "weight-histogram", "ranges", "errors")

@@ -133,3 +133,15 @@ def test_reading_needs_no_torch(folded: Path) -> None:
         f"f = inspect_artifact({str(folded)!r}); summary_json(f, f.rows); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_statistics_of_another_version(folded: Path, edited, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from safetensors.numpy import save
+
+    for metadata, message in (
+        ({"version": 2}, "unknown statistics, version 2"),
+        ({"version": 1}, "cannot be read: 'sites'"),
+    ):
+        content = save({"x": np.zeros(1)}, {"dmq": json.dumps(metadata)})
+        with pytest.raises(ArtifactError, match=message):
+            inspect_artifact(edited(folded, tmp_path / message[:7], {STATISTICS: content})).statistics  # noqa: B018
