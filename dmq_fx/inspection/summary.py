@@ -19,7 +19,7 @@ def title(found: Inspected) -> str:
     return f"{found.recipe['name']} {found.recipe['version']} on {model['origin']} ({model['class_name']})"
 
 
-def sizes(found: Inspected) -> dict[str, int | None]:
+def sizes(found: Inspected) -> dict[str, Any]:
     """Bytes, counted in three ways, beside full precision's.
 
     paper: every parameter at the bits of most weights; None if an older dmq did not count it. honest: with scales, zero
