@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -97,6 +98,35 @@ class Trajectories:
         with answer_calls(sampler.loaded.denoiser, answer), watch_predictions(sampler.scheduler, self._step):
             (images,) = sampler.run(first + self._batch, first=first)
         return images
+
+
+def sampler_steps(
+    sampler: Sampler,
+    traced: TracedModel,
+    timesteps: Sequence[float],
+    predict: Callable[[tuple[Tensor, ...]], Tensor],
+) -> int:
+    """How many steps the scheduler takes in a trajectory.
+
+    timesteps: of the denoiser calls of a calibration batch. There are as many where each has one of its own; else (two
+    calls for a step with guidance, two steps at one timestep, no timestep) a trajectory of one image is taken with
+    `predict`, the full-precision model.
+    """
+    if timesteps and all(one != other for one, other in pairwise(timesteps)):
+        return len(timesteps)
+    called, steps = False, 0
+
+    def answer(arguments: tuple[Tensor, ...]) -> Tensor:
+        nonlocal called
+        called = True
+        return predict(arguments).clone()
+
+    def step(guided: Tensor) -> None:
+        nonlocal called, steps
+        steps, called = steps + called, False
+
+    Trajectories(sampler, traced, batch=1, seed=0, predict=answer, step=step).run(0)
+    return max(1, steps)
 
 
 def check_timestep(traced: TracedModel, *, per_timestep: bool) -> None:
