@@ -34,21 +34,25 @@ class LoraDistill:
 
     @staticmethod
     def run(program: Program, options: DistillationOptions, context: PassContext) -> PassResult:
-        sites = list(program.plan.for_pass("lora_distill"))
+        sites, left = _whole_weights(program, list(program.plan.for_pass("lora_distill")))
         if not any(planned.weight for planned in sites):
             raise CalibrationError(
                 "no site has weights that lora_distill could learn",
                 where="passes.lora_distill",
-                hint="give the sites' scheme a `weight:`, and check the rules' `passes:`",
+                hint="give the sites' scheme a `weight:`, and check the rules' `passes:`"
+                + "".join(f"; {name!r} is left out: {reason}" for name, reason in list(left.items())[:1]),
             )
         if context.sampler is None:
             raise CalibrationError("lora_distill needs a sampler to learn along")
         check_timestep(program.traced, per_timestep=any(a.spec.per_timestep for a in program.activations))
-        sites, left = _whole_weights(program, sites)
         student = Student(program, sites, options, context.seed, feature=options.distance != "none")
         teacher = Teacher(program, feature=False)
         steps = sampler_steps(
-            context.sampler, program.traced, program.timesteps.tolist(), lambda arguments: teacher(arguments)[0]
+            context.sampler,
+            program.traced,
+            timesteps=len(program.timesteps.unique()),
+            calls=context.calibration.steps if context.calibration is not None else 0,
+            predict=lambda arguments: teacher(arguments)[0],
         )
         wanted = scaled_iterations(options.iterations, context.budget, WHOLE_MODEL)
         trajectories = max(1, wanted // steps)

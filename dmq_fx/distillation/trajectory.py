@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -103,17 +102,19 @@ class Trajectories:
 def sampler_steps(
     sampler: Sampler,
     traced: TracedModel,
-    timesteps: Sequence[float],
+    *,
+    timesteps: int,
+    calls: int,
     predict: Callable[[tuple[Tensor, ...]], Tensor],
 ) -> int:
     """How many steps the scheduler takes in a trajectory.
 
-    timesteps: of the denoiser calls of a calibration batch. There are as many where each has one of its own; else (two
-    calls for a step with guidance, two steps at one timestep, no timestep) a trajectory of one image is taken with
-    `predict`, the full-precision model.
+    timesteps, calls: how many different timesteps and denoiser calls a calibration batch had. There are as many steps
+    where both are the same; else (two calls for a step with guidance, two steps at one timestep as PNDM takes them, no
+    timestep) a trajectory of one image is taken with `predict`, the full-precision model.
     """
-    if timesteps and all(one != other for one, other in pairwise(timesteps)):
-        return len(timesteps)
+    if timesteps == calls > 0:
+        return calls
     called, steps = False, 0
 
     def answer(arguments: tuple[Tensor, ...]) -> Tensor:

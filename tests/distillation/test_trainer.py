@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import PNDMScheduler
 from torch import Tensor
 
 from dmq_fx.distillation.optimizer import StudentOptimizer, adam_rows, lora_rates
@@ -20,6 +21,7 @@ from dmq_fx.sampling import Sampler, SamplerOptions
 from dmq_fx.sampling.loop import DenoiserLoop
 
 SPEED = (50.0, 50.0, 10.0)
+SKIP = {"skip_prk_steps": True}
 
 
 def trainer_of(
@@ -199,29 +201,28 @@ def test_two_calls_of_the_denoiser_are_one_step(make: Any, parts: Any, monkeypat
     monkeypatch.setattr(DenoiserLoop, "__call__", guided_loop)
     program, context = make()
     sampler = Sampler(parts[0], SamplerOptions(steps=4, scheduler="ddim"))
-    twice = [time for time in program.timesteps.tolist() for _ in range(2)]
 
     def predict(arguments: tuple[Tensor, ...]) -> Tensor:
         return program.traced.graph_module(*arguments)[0]
 
-    assert sampler_steps(sampler, program.traced, twice, predict) == 4
+    assert sampler_steps(sampler, program.traced, timesteps=4, calls=8, predict=predict) == 4
     trainer = trainer_of(program, replace(context, sampler=sampler), trajectories=1, steps=4, distance="relation")
     trainer.run()
     assert trainer.report()["iterations"] == 4 and trainer.guided and trainer.history[0][1] > 0
 
 
-def test_steps_are_counted_where_timesteps_do_not_tell(make: Any) -> None:
+def test_steps_are_counted_where_timesteps_do_not_tell(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     program, context = make()
 
     def predict(arguments: tuple[Tensor, ...]) -> Tensor:
         raise AssertionError
 
-    assert sampler_steps(context.sampler, program.traced, [3.0, 2.0, 1.0], predict) == 3
-    for unclear in ([], [3.0, 3.0]):
-        found = sampler_steps(
-            context.sampler, program.traced, unclear, lambda arguments: torch.zeros_like(arguments[0])
-        )
-        assert found == 4
+    assert sampler_steps(context.sampler, program.traced, timesteps=3, calls=3, predict=predict) == 3
+    monkeypatch.setattr("dmq_fx.sampling.sampler.make_scheduler", lambda name, current: PNDMScheduler.from_config(SKIP))
+    sampler = context.sampler.with_options(scheduler="ddim")  # a loop that takes any scheduler
+    for calls in (0, 5):
+        found = sampler_steps(sampler, program.traced, timesteps=4, calls=calls, predict=lambda given: given[0])
+        assert found == 5  # its second timestep comes twice
 
 
 def test_a_window_longer_than_a_trajectory(make: Any) -> None:
