@@ -9,9 +9,9 @@ from typing import Any
 
 from dmq_fx.budget import WHOLE_MODEL, scaled_iterations
 from dmq_fx.distillation.options import DistillationOptions
-from dmq_fx.distillation.student import Student
+from dmq_fx.distillation.student import Student, Teacher
 from dmq_fx.distillation.trainer import Trainer
-from dmq_fx.distillation.trajectory import check_timestep
+from dmq_fx.distillation.trajectory import check_timestep, sampler_steps
 from dmq_fx.errors import CalibrationError
 from dmq_fx.pass_api import PASSES, PassResult
 from dmq_fx.planning import PlannedSite
@@ -34,19 +34,26 @@ class LoraDistill:
 
     @staticmethod
     def run(program: Program, options: DistillationOptions, context: PassContext) -> PassResult:
-        sites = list(program.plan.for_pass("lora_distill"))
+        sites, left = _whole_weights(program, list(program.plan.for_pass("lora_distill")))
         if not any(planned.weight for planned in sites):
             raise CalibrationError(
                 "no site has weights that lora_distill could learn",
                 where="passes.lora_distill",
-                hint="give the sites' scheme a `weight:`, and check the rules' `passes:`",
+                hint="give the sites' scheme a `weight:`, and check the rules' `passes:`"
+                + "".join(f"; {name!r} is left out: {reason}" for name, reason in list(left.items())[:1]),
             )
         if context.sampler is None:
             raise CalibrationError("lora_distill needs a sampler to learn along")
         check_timestep(program.traced, per_timestep=any(a.spec.per_timestep for a in program.activations))
-        sites, left = _whole_weights(program, sites)
         student = Student(program, sites, options, context.seed, feature=options.distance != "none")
-        steps = max(1, len(program.timesteps) or context.sampler.options.steps)
+        teacher = Teacher(program, feature=False)
+        steps = sampler_steps(
+            context.sampler,
+            program.traced,
+            timesteps=len(program.timesteps.unique()),
+            calls=context.calibration.steps if context.calibration is not None else 0,
+            predict=lambda arguments: teacher(arguments)[0],
+        )
         wanted = scaled_iterations(options.iterations, context.budget, WHOLE_MODEL)
         trajectories = max(1, wanted // steps)
         speed = options.iterations / (trajectories * steps)
@@ -56,11 +63,13 @@ class LoraDistill:
             options,
             context,
             trajectories=trajectories,
+            steps=steps,
             speed=tuple(max(1.0, min(speed, fastest)) for fastest in FASTEST),  # type: ignore[arg-type]
         )
         before = trainer.judge()
         start = {name: parameter.detach().clone() for name, parameter in student.trainable()}
         trainer.run()
+        student.round_zero_points()  # what is judged is what is written, also where they were learned unrounded
         after = trainer.judge()
         kept = not after < before
         if kept:

@@ -8,11 +8,21 @@ nothing; here it reaches the student's newest feature, and the older ones of the
 
 from __future__ import annotations
 
-from math import ceil, sqrt
+from collections.abc import Callable
+from itertools import count
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+POOLS: dict[int, Callable[..., Any]] = {
+    1: functional.adaptive_avg_pool1d,
+    2: functional.adaptive_avg_pool2d,
+    3: functional.adaptive_avg_pool3d,
+}
+"""Average pooling by the number of axes of the positions."""
 
 
 class FeatureDistance:
@@ -53,12 +63,15 @@ class FeatureDistance:
 
 
 def pixels(features: Tensor, channel_axis: int, limit: int) -> Tensor:
-    """Features as [batch, positions, channels]; those of images with more than `limit` positions average-pooled."""
+    """Features as [batch, positions, channels]; more than `limit` positions are average-pooled.
+
+    Of images by rows and columns, of videos by frames too; of tokens, whose layout is not known, along their sequence.
+    """
     moved = features.movedim(channel_axis, 1)
-    if moved.dim() == 4 and moved[0, 0].numel() > limit:
-        height, width = moved.shape[2:]
-        factor = ceil(sqrt(height * width / limit))
-        moved = functional.adaptive_avg_pool2d(moved, (max(1, height // factor), max(1, width // factor)))
+    sizes = tuple(moved.shape[2:])
+    if prod(sizes) > limit and len(sizes) in POOLS:
+        factor = next(f for f in count(2) if prod(max(1, size // f) for size in sizes) <= limit)
+        moved = POOLS[len(sizes)](moved, tuple(max(1, size // factor) for size in sizes))
     return moved.flatten(2).transpose(1, 2) if moved.dim() > 2 else moved[:, None]
 
 

@@ -74,6 +74,11 @@ class Student:
         for part in (*self.weights.values(), *self.tables):
             part.clamp_()
 
+    def round_zero_points(self) -> None:
+        """Put learned zero points on integers, as `export` will write them."""
+        for table in self.tables:
+            table.round_()
+
     def export(self) -> None:
         """Write integers and ranges into the program."""
         for name, weight in self.weights.items():

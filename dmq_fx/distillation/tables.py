@@ -34,6 +34,10 @@ class RangeTable(nn.Module):
         self.scale.data.clamp_(min=SMALLEST_SCALE)
         self.zero_point.data.clamp_(*self._bounds)
 
+    def round_(self) -> None:
+        """Put zero points on integers."""
+        self.zero_point.data.round_()
+
     def column(self, index: int) -> QParams:
         """Scales and integer zero points of one activation, [slots] each."""
         scale, zero_point = self.scale.detach()[:, index], self.zero_point.detach()[:, index]

@@ -41,7 +41,8 @@ class Step:
 class Trainer:
     """A student that learns, and how far it is.
 
-    trajectories: how many of them are learned from. history: mean losses of those so far, [task, distance] each.
+    trajectories: how many of them are learned from. steps: of a trajectory (`sampler_steps`). history: mean losses of
+    those so far, [task, distance] each.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Trainer:
         context: PassContext,
         *,
         trajectories: int,
+        steps: int,
         speed: tuple[float, float, float],
     ) -> None:
         assert context.sampler is not None
@@ -65,9 +67,15 @@ class Trainer:
         self._teacher = Teacher(program, feature=compared)
         self._distance = None
         if compared:
+            if options.window > steps:
+                raise CalibrationError(
+                    f"features are averaged over windows of {options.window} sampler steps, a trajectory has {steps}",
+                    where="passes.lora_distill.window",
+                    hint="use a smaller window, more calibration.steps, or distance: none",
+                )
             axis = feature_axis(program)
             self._distance = FeatureDistance(options.distance, options.window, axis, options.max_positions)
-        self.steps = max(1, len(program.timesteps) or context.sampler.options.steps)
+        self.steps = steps
         self.optimizer = StudentOptimizer(student, options, iterations=trajectories * self.steps, speed=speed)
         self._sampler = Trajectories(
             context.sampler,
@@ -111,7 +119,7 @@ class Trainer:
             self._sampler.run(number if number >= 0 else self.trajectories - 1 - number)
         if len(self._losses) != self.steps:
             raise CalibrationError(
-                f"the sampler took {len(self._losses)} steps, and calibration saw {self.steps}",
+                f"the sampler took {len(self._losses)} steps, and before it was {self.steps}",
                 where="lora_distill",
                 hint="ranges of sampler steps are learned for samplers that take the same steps every time",
             )
@@ -140,7 +148,9 @@ class Trainer:
         step, self._step = self._step, Step()
         if not step.teacher:
             return  # schedulers that take several steps for one prediction
-        exact, found = joined(step.teacher), joined(step.student)
+        exact = joined(step.teacher)
+        with torch.set_grad_enabled(self._learning):  # samplers run without gradients
+            found = joined(step.student)
         own = exact if self._options.trajectory == "teacher" or not self._learning else found.detach()
         guidance = find_guidance(same_rows(own, guided, None), guided, self._options.batch)
         self.guided = self.guided or guidance is not None
@@ -194,10 +204,12 @@ class Trainer:
 
     def report(self) -> dict[str, Any]:
         """Losses by trajectory, and what they were taken of."""
-        return {
+        found = {
             "trajectories": self.trajectories,
             "iterations": self.trajectories * self.steps,
             "guided": self.guided,
             "task_loss": [float(f"{row[0]:.6g}") for row in self.history],
-            "distance": [float(f"{row[1]:.6g}") for row in self.history],
         }
+        if self._distance is not None:
+            found["distance"] = [float(f"{row[1]:.6g}") for row in self.history]
+        return found

@@ -99,6 +99,37 @@ class Trajectories:
         return images
 
 
+def sampler_steps(
+    sampler: Sampler,
+    traced: TracedModel,
+    *,
+    timesteps: int,
+    calls: int,
+    predict: Callable[[tuple[Tensor, ...]], Tensor],
+) -> int:
+    """How many steps the scheduler takes in a trajectory.
+
+    timesteps, calls: how many different timesteps and denoiser calls a calibration batch had. There are as many steps
+    where both are the same; else (two calls for a step with guidance, two steps at one timestep as PNDM takes them, no
+    timestep) a trajectory of one image is taken with `predict`, the full-precision model.
+    """
+    if timesteps == calls > 0:
+        return calls
+    called, steps = False, 0
+
+    def answer(arguments: tuple[Tensor, ...]) -> Tensor:
+        nonlocal called
+        called = True
+        return predict(arguments).clone()
+
+    def step(guided: Tensor) -> None:
+        nonlocal called, steps
+        steps, called = steps + called, False
+
+    Trajectories(sampler, traced, batch=1, seed=0, predict=answer, step=step).run(0)
+    return max(1, steps)
+
+
 def check_timestep(traced: TracedModel, *, per_timestep: bool) -> None:
     """Raise CalibrationError where samples cannot have ranges of their own timestep."""
     if per_timestep and not all(entry.batched for entry in traced.inputs if entry.name == traced.timestep):

@@ -86,4 +86,12 @@ def test_large_features_are_pooled_and_tokens_are_pixels() -> None:
     pooled = pixels(noise(0, 2, 6, 8, 8), 1, 16)
     assert pooled.shape == (2, 16, 6)
     torch.testing.assert_close(pooled[0, 0], noise(0, 2, 6, 8, 8)[0, :, :2, :2].mean((1, 2)))
-    assert pixels(noise(0, 2, 10, 6), 2, 4).shape == (2, 10, 6)
+    assert pixels(noise(0, 2, 10, 6), 2, 16).shape == (2, 10, 6)
+
+
+@pytest.mark.parametrize("shape", [(10,), (8, 8), (2, 64), (3, 8, 8), (7, 5, 9)])
+def test_no_more_positions_than_asked_for(shape: tuple[int, ...]) -> None:
+    """Tokens, images, videos; a factor that a short axis cannot take falls to the others."""
+    assert pixels(noise(0, 2, 6, *shape), 1, 4).shape[1] <= 4
+    tokens = pixels(noise(0, 2, 8, 6), 2, 4)
+    torch.testing.assert_close(tokens[:, 0], noise(0, 2, 8, 6)[:, :2].mean(1))

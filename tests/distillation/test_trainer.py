@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from diffusers import PNDMScheduler
 from torch import Tensor
 
 from dmq_fx.distillation.optimizer import StudentOptimizer, adam_rows, lora_rates
 from dmq_fx.distillation.options import DistillationOptions
 from dmq_fx.distillation.student import Student
 from dmq_fx.distillation.trainer import Trainer
+from dmq_fx.distillation.trajectory import sampler_steps
 from dmq_fx.errors import CalibrationError
 from dmq_fx.program import PassContext, Program
+from dmq_fx.sampling import Sampler, SamplerOptions
+from dmq_fx.sampling.loop import DenoiserLoop
 
 SPEED = (50.0, 50.0, 10.0)
+SKIP = {"skip_prk_steps": True}
 
 
 def trainer_of(
     program: Program, context: PassContext, trajectories: int = 2, speed: Any = SPEED, **options: Any
 ) -> Trainer:
+    steps = options.pop("steps", len(program.timesteps))
     found = DistillationOptions(**{"rank": 4, "batch": 2, "distance": "none", **options})
     sites = [planned for planned in program.plan.for_pass("lora_distill") if planned.weight]
     student = Student(program, sites, found, context.seed, feature=found.distance != "none")
-    return Trainer(program, student, found, context, trajectories=trajectories, speed=speed)
+    return Trainer(program, student, found, context, trajectories=trajectories, steps=steps, speed=speed)
 
 
 def values(trainer: Trainer) -> dict[str, Tensor]:
@@ -176,3 +183,76 @@ def test_moments_are_restored(make: Any) -> None:
         other.restore(state)
         assert other.state().keys() == state.keys()
         assert all(torch.equal(value, state[name]) for name, value in other.state().items())
+
+
+def guided_loop(self: DenoiserLoop, batch_size: int, num_inference_steps: int, generator: Any) -> Tensor:
+    """A sampler with guidance in two calls a step, as video pipelines have it."""
+    x = torch.stack([torch.randn(3, 16, 16, generator=one) for one in generator])
+    self.scheduler.set_timesteps(num_inference_steps)
+    for t in self.scheduler.timesteps:
+        given = {"timestep": t.expand(batch_size), "return_dict": False}
+        first, second = (self.denoiser(sample=x * factor, **given)[0] for factor in (1.0, 0.9))
+        x = self.scheduler.step(second + 3 * (first - second), t, x, return_dict=False)[0]
+    return x
+
+
+def test_two_calls_of_the_denoiser_are_one_step(make: Any, parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are the scheduler's, not the denoiser's calls; one optimizer step each, on the guided prediction."""
+    monkeypatch.setattr(DenoiserLoop, "__call__", guided_loop)
+    program, context = make()
+    sampler = Sampler(parts[0], SamplerOptions(steps=4, scheduler="ddim"))
+
+    def predict(arguments: tuple[Tensor, ...]) -> Tensor:
+        return program.traced.graph_module(*arguments)[0]
+
+    assert sampler_steps(sampler, program.traced, timesteps=4, calls=8, predict=predict) == 4
+    trainer = trainer_of(program, replace(context, sampler=sampler), trajectories=1, steps=4, distance="relation")
+    trainer.run()
+    assert trainer.report()["iterations"] == 4 and trainer.guided and trainer.history[0][1] > 0
+
+
+def test_steps_are_counted_where_timesteps_do_not_tell(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, context = make()
+
+    def predict(arguments: tuple[Tensor, ...]) -> Tensor:
+        raise AssertionError
+
+    assert sampler_steps(context.sampler, program.traced, timesteps=3, calls=3, predict=predict) == 3
+    monkeypatch.setattr("dmq_fx.sampling.sampler.make_scheduler", lambda name, current: PNDMScheduler.from_config(SKIP))
+    sampler = context.sampler.with_options(scheduler="ddim")  # a loop that takes any scheduler
+    for calls in (0, 5):
+        found = sampler_steps(sampler, program.traced, timesteps=4, calls=calls, predict=lambda given: given[0])
+        assert found == 5  # its second timestep comes twice
+
+
+def test_a_window_longer_than_a_trajectory(make: Any) -> None:
+    """It would never be full: no distance would be taken, and none learned from."""
+    program, context = make()
+    trainer_of(program, context, distance="relation", window=4)
+    with pytest.raises(CalibrationError, match="windows of 5 sampler steps, a trajectory has 4") as error:
+        trainer_of(program, context, distance="relation", window=5)
+    assert "smaller window" in str(error.value)
+
+
+def test_a_distance_that_was_not_taken_is_not_reported(make: Any) -> None:
+    program, context = make()
+    for distance in ("none", "l2"):
+        trainer = trainer_of(program, context, trajectories=1, distance=distance)
+        trainer.run()
+        assert ("distance" in trainer.report()) == (distance == "l2")
+
+
+def test_zero_points_are_judged_as_they_are_written(make: Any) -> None:
+    program, context = make()
+    trainer = trainer_of(program, context, trajectories=1, zero_point="float")
+    trainer.run()
+    unrounded = trainer.judge()
+    trainer.student.round_zero_points()
+    rounded = trainer.judge()
+    trainer.student.export()
+    sites = [planned for planned in program.plan.for_pass("lora_distill") if planned.weight]
+    options = DistillationOptions(rank=4, batch=2, distance="none")
+    written = Student(program, sites, options, context.seed, feature=False)
+    tables = zip(written.tables, trainer.student.tables, strict=True)
+    assert all(torch.equal(one.zero_point, other.zero_point) for one, other in tables)
+    assert rounded != unrounded

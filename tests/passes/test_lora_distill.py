@@ -13,6 +13,7 @@ from dmq_fx.artifact.folder import open_artifact
 from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.errors import CalibrationError, RecipeError
 from dmq_fx.models import load_model
+from dmq_fx.passes import lora_distill
 
 RECIPE = """\
 dmq: 1
@@ -100,6 +101,18 @@ def test_nothing_to_learn_is_an_error(tmp_path: Path, options: dict[str, Any]) -
     path.write_text((RECIPE % "") + "schemes: {body: {weight: none}}\n")
     with pytest.raises(CalibrationError, match="no site has weights that lora_distill could learn"):
         dmq_fx.compile(path, output=tmp_path / "out", **options)
+
+
+def test_all_weights_shared_with_sites_that_are_left_out(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing would be left to learn: an error with its reason, not one of autograd's."""
+    path = tmp_path / "shared.yaml"
+    path.write_text(RECIPE % "")
+    monkeypatch.setattr(lora_distill, "_whole_weights", lambda program, sites: ([], {"proj": "its weight is shared"}))
+    with pytest.raises(CalibrationError, match="no site has weights that lora_distill could learn") as error:
+        dmq_fx.compile(path, output=tmp_path / "out", **options)
+    assert "'proj' is left out: its weight is shared" in (error.value.hint or "")
 
 
 def test_two_passes_that_choose_integers_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
