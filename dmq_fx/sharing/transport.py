@@ -120,7 +120,10 @@ class FilesystemSession:
 
 
 def _within(seconds: float, work: Callable[[], T]) -> T:
-    """What `work` returns or raises, TimeoutError if that takes longer. It runs in a thread that the program does not wait for."""
+    """What `work` returns or raises, TimeoutError if that takes longer.
+
+    It runs in a thread that the program does not wait for.
+    """
     result: list[T] = []
     failure: list[BaseException] = []
 
