@@ -57,7 +57,7 @@ def check_command(
             progress=lambda what: errors.print(f"checking {what}", markup=False, highlight=False),
         )
     if junit is not None:
-        write_atomically(junit, junit_xml(cases))
+        write_atomically(junit, junit_xml(cases), shared=True)
     if json:
         print_json({"cases": [case.to_json() for case in cases]})
     else:

@@ -29,7 +29,7 @@ def fmt_command(
         if written != data:
             changed.append(str(path))
             if not check:
-                write_atomically(path, written)
+                write_atomically(path.resolve(), written, shared=True)  # through a link
     for name in changed:
         typer.echo(f"{'would change' if check else 'formatted'} {name}")
     if check and changed:

@@ -31,5 +31,5 @@ def migrate_command(
     if before == LANGUAGE_VERSION:
         typer.echo(f"{file} is in version {LANGUAGE_VERSION} already")
         return
-    write_atomically(file, text.encode())
+    write_atomically(file.resolve(), text.encode(), shared=True)  # through a link
     typer.echo(f"{file}: from version {before} to {LANGUAGE_VERSION}")

@@ -26,7 +26,7 @@ def new_command(
 
     target = output or Path(f"{name.rpartition('/')[2]}.yaml")
     with open_library(offline) as library:
-        text = new_text(name, parent, resolve(parent, pass_options=pass_options(), library=library))
+        text = new_text(name, parent, resolve(parent, pass_options=pass_options(), library=library), target.parent)
     if target.suffix not in (".yaml", ".yml"):
         raise RecipeError("a recipe file ends in .yaml", where=str(target))
     try:

@@ -69,18 +69,23 @@ def read_chain(
     a library recipe. A file without parameters is checked before its parents are read. params: `name=value` texts.
     """
     text = str(reference)
-    is_path = isinstance(reference, Path) or text.endswith(_SUFFIXES) or _is_file(Path(text))
-    found = library.open(Path(reference)) if is_path else library.find(parse_reference(text))
+    found = library.open(Path(reference)) if is_file_reference(reference) else library.find(parse_reference(text))
     files: dict[str, _Read] = {}
     start = _read(found, checker, library, files, {}, partial=False)
     order = linearize(start, {name: read.parents for name, read in files.items()})
     if order is None:
         names = ", ".join(read.found.called for read in files.values())
         hint = "let a recipe stand before what it extends in every list of parents"
-        raise RecipeError(f"there is no order of parents that fits all of {names}", where=str(found.path), hint=hint)
+        extends = files[start].source.tree.at(["extends"])
+        raise RecipeError(f"there is no order of parents that fits all of {names}", where=str(extends.where), hint=hint)
     declared = [block for name in order if (block := files[name].source.tree.get("params"))]
     values = param_values(_merged(declared), params)
     return Chain(tuple(_finish(files[name], checker, values, partial=name != start) for name in order), values)
+
+
+def is_file_reference(reference: str | Path) -> bool:
+    """It is a path: a Path, text that ends in .yaml or .yml, or the name of a file that exists."""
+    return isinstance(reference, Path) or reference.endswith(_SUFFIXES) or _is_file(Path(reference))
 
 
 def _read(

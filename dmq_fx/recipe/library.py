@@ -120,4 +120,4 @@ def _entry(root: Path, path: Path, origin: str | None) -> LibraryRecipe:
         return LibraryRecipe(f"{folder}/{name}", Version(version), path, origin)
     except InvalidVersion:
         kind = InternalError if origin is None else RecipeError
-        raise kind("a file of the library is not called name@version.yaml", where=str(path.relative_to(root))) from None
+        raise kind("a file of the library is not called name@version.yaml", where=str(path)) from None

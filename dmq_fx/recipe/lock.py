@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,5 +60,7 @@ def write_lock(path: str | Path, document: Mapping[str, Any]) -> Path:
         partial.write_text(lock_text(document), encoding="utf-8")
         partial.replace(target)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
         raise RecipeError(f"cannot write the lock: {error.strerror}", where=str(target)) from error
     return target

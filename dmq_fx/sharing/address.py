@@ -20,7 +20,7 @@ _PLAIN = re.compile(r"[!-~]+")  # printable ASCII, no spaces
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 _GITHUB = re.compile(r"github://[\w.-]+:[\w.-]+(@[\w.-]+)?(/[\w./-]*)?", re.ASCII)
 _SUBFOLDER = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
-_SECRETS = re.compile(r"(?<=://)[^/@\s'\"]*@")
+_SECRETS = re.compile(r"(?<=://)(?:[^/\s'\"]*@|[^/@:\[\s'\"]*:(?![0-9]*/)[^@\s'\"]*@)")  # a password may have / and @
 _QUERY = re.compile(r"(://[^\s'\"?]*)\?[^\s'\"]*")
 
 
@@ -62,7 +62,7 @@ def parse_address(text: str) -> Address:
         raise RemoteError("a remote is one address: chained ones (`::`) are not read", where=shown)
     if text.startswith("git+"):
         return _git(text, shown)
-    if _GITHUB.fullmatch(text):
+    if _GITHUB.fullmatch(text) and ".." not in text.split("/"):
         return Address(text.rstrip("/"), "github", text.rstrip("/"))
     parts = _split(text, shown)
     if parts.scheme not in PROTOCOLS:
@@ -82,6 +82,8 @@ def redact(text: str) -> str:
 
 
 def _local(path: Path) -> Address:
+    if "\0" in str(path):
+        raise RemoteError("a path holds no NUL character", where=repr(str(path))[:200])
     if not path.is_absolute():
         path = Path.cwd() / path
     return Address(path.as_uri(), "file", str(path))
@@ -113,8 +115,8 @@ def _split(text: str, shown: str) -> SplitResult:
     try:
         parts = urlsplit(text)
         _ = parts.port
-    except ValueError as error:
-        raise RemoteError(f"not an address: {error}", where=shown) from None
+    except ValueError:  # its text may hold a part of a password
+        raise RemoteError("not an address: its host or its port is not one", where=shown) from None
     return parts
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
+import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,20 +25,27 @@ def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write_atomically(path: Path, data: bytes) -> Path:
-    """Write a file that is complete or not there; missing folders are made, for the user alone."""
+def write_atomically(path: Path, data: bytes, *, shared: bool = False) -> Path:
+    """Write a file that is complete or not there; missing folders are made.
+
+    It is for the user alone; shared: it may be read as the umask says, or as the file that it replaces could.
+    """
+    partial = path.parent / f".{secrets.token_hex(8)}.partial"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o777 if shared else 0o700)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(partial, flags, 0o666 if shared else 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            if shared and path.is_file() and not path.is_symlink():
+                partial.chmod(stat.S_IMODE(path.stat().st_mode))
             os.replace(partial, path)  # noqa: PTH105 - a link at `path` is replaced, not followed
         except BaseException:
             with suppress(OSError):
-                os.unlink(partial)  # noqa: PTH108
+                partial.unlink()
             raise
     except OSError as error:
         raise RemoteError(f"cannot write the file: {error.strerror}", where=str(path)) from error

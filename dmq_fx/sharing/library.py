@@ -84,6 +84,8 @@ class SharedLibrary:
                 found = newest(reference, recipes, where)
                 return found if found.origin is None else self._opened(found)
         for remote in self.remotes:
+            if remote.is_unknown:
+                continue
             entry = self._kept(reference, remote) or choose(reference, remote.index())
             if entry is not None:
                 return self._fetched(remote, entry)

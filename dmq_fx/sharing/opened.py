@@ -31,6 +31,11 @@ class OpenRemote:
         """What a lock says of it; the same whether or not a recipe came from the cache."""
         return self.remote.address.origin(self.remote.name)
 
+    @property
+    def is_unknown(self) -> bool:
+        """Offline, and nothing was fetched from it yet."""
+        return self._offline and not self.known()
+
     def index(self) -> tuple[Entry, ...]:
         """The entries of its index, read anew once. Raises RemoteError, also if a version became another recipe."""
         if self._index is None:

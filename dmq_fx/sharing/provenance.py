@@ -62,7 +62,9 @@ def verify_artifact(path: Path, *, library: Library, pass_options: Mapping[str, 
     if manifest.record(LOCK_NAME) is None:
         raise ArtifactError(f"the artifact has no {LOCK_NAME}", where=str(path), hint="compile the recipe again")
     resolved = resolve(path / LOCK_NAME, pass_options=pass_options)
-    says = manifest.content.get("recipe", {})
+    says = manifest.content.get("recipe")
+    if not isinstance(says, dict):
+        raise ArtifactError("the manifest does not say which recipe made the artifact", where=str(path))
     own = {"name": resolved.recipe.name, "version": resolved.recipe.version, "digest": resolved.digest}
     for key, value in own.items():
         if says.get(key) != value:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from packaging.version import Version
 
 from dmq_fx.errors import RecipeError, RemoteError
@@ -19,7 +18,7 @@ from dmq_fx.sharing import signing
 from dmq_fx.sharing.address import Address, redact
 from dmq_fx.sharing.cache import RecipeCache, sha256_of, write_atomically
 from dmq_fx.sharing.index import BYTES_LIMIT, INDEX_NAME, Entry, clean, index_text, parse_index
-from dmq_fx.sharing.remotes import LOCK_SECONDS, Remote
+from dmq_fx.sharing.remotes import Remote, lock_beside
 from dmq_fx.sharing.transport import FilesystemSession
 
 ATTEMPTS = 3
@@ -53,13 +52,8 @@ def push(
     if signature is not None:
         signing.check_matches(data, signature, str(beside))
         entry = Entry(**{**vars(entry), "signed": True})
-    lock = FileLock(cache.index_path(address.text).with_suffix(".lock"), timeout=LOCK_SECONDS)
-    cache.index_path(address.text).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with lock:
-            return _publish(entry, data, signature, remote)
-    except Timeout:
-        raise RemoteError("another process is pushing", where=f"remote {remote.name}") from None
+    with lock_beside(cache.index_path(address.text), "another process is pushing"):
+        return _publish(entry, data, signature, remote)
 
 
 def _entry(path: Path, data: bytes, library: Library, pass_options: Mapping[str, type]) -> Entry:
@@ -107,7 +101,7 @@ def _index(remote: Remote) -> tuple[Entry, ...]:
 
 def _write(address: Address, path: str, data: bytes) -> None:
     if address.is_local:
-        write_atomically(Path(address.url) / path, data)
+        write_atomically(Path(address.url) / path, data, shared=True)
         return
     try:
         import fsspec

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,15 +43,18 @@ def read_remotes(path: Path) -> tuple[Remote, ...]:
         document = json.loads(data)
         if document["format"] != FORMAT:
             raise RemoteError(f"the list has the format {document['format']!r}, not {FORMAT}", where=str(path))
-        rows = [(row["name"], row["address"], bool(row.get("require_signed"))) for row in document["remotes"]]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        listed = document["remotes"]
+        if not all(isinstance(row["address"], str) for row in listed):
+            raise TypeError("an address is not a string")
+        rows = [(row["name"], row["address"], bool(row.get("require_signed"))) for row in listed]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RemoteError(f"the list of remotes is damaged: {error!r}", where=str(path)) from None
     return tuple(Remote(check_name(name), parse_address(address), signed) for name, address, signed in rows)
 
 
 def add_remote(path: Path, remote: Remote) -> None:
     """Append a remote; raises RemoteError if its name is taken."""
-    with _locked(path):
+    with lock_beside(path, "another process is changing the list of remotes"):
         remotes = read_remotes(path)
         if any(one.name == remote.name for one in remotes):
             hint = f"`dmq recipe remote remove {remote.name}` first, or take another name"
@@ -59,7 +64,7 @@ def add_remote(path: Path, remote: Remote) -> None:
 
 def remove_remote(path: Path, name: str) -> Remote:
     """Take a remote off the list; raises RemoteError if there is none of that name."""
-    with _locked(path):
+    with lock_beside(path, "another process is changing the list of remotes"):
         remotes = read_remotes(path)
         found = find_remote(remotes, name)
         _write(path, tuple(remote for remote in remotes if remote is not found))
@@ -91,19 +96,18 @@ def _write(path: Path, remotes: tuple[Remote, ...]) -> None:
     write_atomically(path, (json.dumps({"format": FORMAT, "remotes": rows}, indent=1) + "\n").encode())
 
 
-class _locked:
-    """One process at a time changes the list."""
-
-    def __init__(self, path: Path) -> None:
+@contextmanager
+def lock_beside(path: Path, taken: str) -> Iterator[None]:
+    """One process at a time changes what is at `path`. Raises RemoteError, which says `taken` after a while."""
+    lock = FileLock(path.with_suffix(".lock"), timeout=LOCK_SECONDS)
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(path.with_suffix(".lock"), timeout=LOCK_SECONDS)
-        self._path = path
-
-    def __enter__(self) -> None:
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise RemoteError("another process is changing the list of remotes", where=str(self._path)) from None
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        lock.acquire()
+    except Timeout:
+        raise RemoteError(taken, where=str(path)) from None
+    except OSError as error:
+        raise RemoteError(f"cannot write the file: {error.strerror}", where=str(path)) from None
+    try:
+        yield
+    finally:
+        lock.release()

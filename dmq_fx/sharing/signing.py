@@ -37,7 +37,7 @@ def sign(path: Path, key: Path) -> Path:
     made = _keygen(["-Y", "sign", "-f", str(key.absolute()), "-n", NAMESPACE], path.read_bytes(), seconds=300.0)
     if made.returncode or not made.stdout.startswith(_BEGIN):
         raise SignatureError(f"ssh-keygen did not sign: {_reason(made)}", where=str(path))
-    return write_atomically(path.with_name(path.name + SUFFIX), made.stdout)
+    return write_atomically(path.with_name(path.name + SUFFIX), made.stdout, shared=True)
 
 
 def check_matches(data: bytes, signature: bytes, where: str) -> None:
@@ -45,7 +45,9 @@ def check_matches(data: bytes, signature: bytes, where: str) -> None:
     with _kept(signature, where) as file:
         done = _keygen(["-Y", "check-novalidate", "-n", NAMESPACE, "-s", file], data)
     if done.returncode:
-        raise SignatureError("the signature is not one of this file", where=where, hint="sign it again")
+        raise SignatureError(
+            "the signature is not one of this file", where=where, hint="one of the two was changed; sign it again"
+        )
 
 
 def verify(data: bytes, signature: bytes, trusted: Path, where: str) -> str:
@@ -63,7 +65,9 @@ def verify(data: bytes, signature: bytes, trusted: Path, where: str) -> str:
         arguments = ["-Y", "verify", "-f", allowed, "-I", names[0], "-n", NAMESPACE, "-s", file]
         done = _keygen(arguments, data)
     if done.returncode:
-        raise SignatureError("the signature is not one of this file", where=where, hint="it was changed, or mixed up")
+        check_matches(data, signature, where)
+        hint = f"the line of {clean(names[0], 80)} in {trusted} limits it: its namespaces need {NAMESPACE}"
+        raise SignatureError("signed by a key that is not trusted for recipes", where=where, hint=hint)
     return clean(names[0], 80)
 
 

@@ -45,7 +45,7 @@ class FilesystemSession:
         deadline = time.monotonic() + self._seconds
         for attempt in range(ATTEMPTS):
             try:
-                return _within(self._seconds, lambda: self._read(url, limit, deadline), url)
+                return _within(deadline - time.monotonic(), lambda: self._read(url, limit, deadline))
             except (RemoteError, FileNotFoundError):
                 raise
             except (TimeoutError, asyncio.TimeoutError):
@@ -109,14 +109,21 @@ class FilesystemSession:
         return self._filesystem
 
     def _check_where_it_led(self, stream: Any, url: str) -> None:
-        """A redirect must not lead from https to http."""
-        led = getattr(getattr(stream, "r", None), "url", None)
-        if led is not None and led.scheme != "https" and led.host not in LOOPBACK:
+        """No redirect on the way may lead to http; only an address of this machine may lead to this machine's http."""
+        response = getattr(stream, "r", None)
+        if response is None:
+            return
+        allowed = LOOPBACK if self._address.protocol == "http" else ()
+        steps = [step.url for step in (*response.history, response)]
+        if any(step.scheme != "https" and step.host not in allowed for step in steps):
             raise RemoteError("the server redirects to http, which can be changed on the way", where=redact(url))
 
 
-def _within(seconds: float, work: Callable[[], T], what: str) -> T:
-    """What `work` returns or raises, if it ends in time. It runs in a thread that the program does not wait for."""
+def _within(seconds: float, work: Callable[[], T]) -> T:
+    """What `work` returns or raises, TimeoutError if that takes longer.
+
+    It runs in a thread that the program does not wait for.
+    """
     result: list[T] = []
     failure: list[BaseException] = []
 
@@ -128,9 +135,9 @@ def _within(seconds: float, work: Callable[[], T], what: str) -> T:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(seconds)
+    thread.join(max(0.0, seconds))
     if failure:
         raise failure[0]
     with suppress(IndexError):
         return result[0]
-    raise RemoteError(f"not read within {seconds:g} s", where=redact(what))
+    raise TimeoutError

@@ -337,3 +337,45 @@ def test_secrets_of_addresses_are_in_no_message(home: Path, monkeypatch: pytest.
     path.write_text(json.dumps({"format": 1, "remotes": remotes}))
     said = failed("recipe", "list")
     assert "an address holds no user name" in said and "hunter2" not in said
+
+
+def test_new_names_a_file_from_its_own_folder() -> None:
+    Path("par").mkdir()
+    Path("sub").mkdir()
+    for name in ("base.yaml", "a #b.yaml", "nosuffix"):
+        Path("par", name).write_text(RECIPE)
+        done("recipe", "new", "lab/kid", "--from", f"par/{name}", "-o", "sub/kid.yaml")
+        assert "lab/w4@1.0.0" in done("recipe", "show", "sub/kid.yaml")
+        Path("sub/kid.yaml").unlink()
+
+
+def test_fmt_keeps_a_link_and_the_mode_of_its_file() -> None:
+    Path("r.yaml").write_text(RECIPE.replace("dmq: 2", "dmq:    2"))
+    Path("r.yaml").chmod(0o664)
+    Path("link.yaml").symlink_to("r.yaml")
+    assert done("recipe", "fmt", "link.yaml") == "formatted link.yaml\n"
+    assert Path("link.yaml").is_symlink() and Path("r.yaml").stat().st_mode & 0o777 == 0o664
+    assert Path("r.yaml").read_text() == RECIPE
+
+
+def test_a_conflict_of_parents_says_where() -> None:
+    Path("r.yaml").write_text(RECIPE.replace("weight-only/w4@^1", "[weight-only/w4, weight-only/w4]"))
+    assert "r.yaml:5:10: there is no order of parents" in failed("recipe", "show", "r.yaml")
+
+
+def test_a_lock_that_cannot_be_written_leaves_nothing() -> None:
+    Path("out").mkdir()
+    assert "cannot write the lock" in failed("recipe", "lock", "weight-only/w4", "-o", "out")
+    assert [path.name for path in Path().iterdir() if path.name.startswith(".out")] == []
+
+
+def test_pull_from_one_remote_is_not_answered_by_another() -> None:
+    for name, summary in (("one", "of the lab"), ("two", "other")):
+        done("recipe", "remote", "add", "x", name)
+        Path("r.yaml").write_text(RECIPE.replace("of the lab", summary))
+        done("recipe", "push", "r.yaml", "--remote", "x")
+        done("recipe", "remote", "remove", "x")
+    done("recipe", "remote", "add", "one", "one")
+    done("recipe", "remote", "add", "two", "two")
+    assert "another one in a place that is asked before" in failed("recipe", "pull", "lab/w4", "--remote", "two")
+    assert "lab/w4@1.0.0" in done("recipe", "pull", "lab/w4", "--remote", "one")

@@ -159,7 +159,7 @@ def test_orders_that_contradict_one_another(folder: Path, pass_options: Mapping[
         text = f"dmq: 2\nname: lab/{name}\nrules: [{{match: {{op: linear}}, scheme: none}}]\n"
         (folder / f"{name}.yaml").write_text(text + (f"extends: {extends}\n" if extends else ""))
     (folder / "r.yaml").write_text("dmq: 2\nname: lab/r\nextends: [x.yaml, y.yaml]\n")
-    assert "r.yaml: there is no order of parents that fits all of r.yaml, " in error_of("r.yaml", pass_options)
+    assert "r.yaml:3:10: there is no order of parents that fits all of r.yaml, " in error_of("r.yaml", pass_options)
 
 
 def test_circles_through_the_second_parent(folder: Path, pass_options: Mapping[str, type]) -> None:

@@ -117,3 +117,22 @@ def test_secrets_are_refused_and_not_repeated(text: str) -> None:
 def test_messages_of_others_lose_their_secrets() -> None:
     message = "fatal: unable to access 'https://u:hunter2@example.org/r?key=hunter2'"
     assert redact(message) == "fatal: unable to access 'https://***@example.org/r?***'"
+
+
+@pytest.mark.parametrize(
+    "text", ["https://u:SEC@RET@host/x", "https://u:SEC/RET@host/x", "git+https://u:SEC/RET@host/r.git@v1"]
+)
+def test_a_password_with_any_character_is_not_repeated(text: str) -> None:
+    with pytest.raises(RemoteError) as caught:
+        parse_address(text)
+    assert "SEC" not in str(caught.value) and "RET" not in str(caught.value)
+
+
+def test_redact_leaves_ports_and_revisions() -> None:
+    for text in ("git+https://host:8080/r.git@v1", "git+https://host/r.git@v1", "git+http://[::1]:80/r.git@v1"):
+        assert redact(text) == text
+
+
+def test_a_path_has_no_nul() -> None:
+    with pytest.raises(RemoteError, match="NUL"):
+        parse_address("file:///a%00b")

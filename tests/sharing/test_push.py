@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from dmq_fx.errors import RecipeError, RemoteError, SignatureError
 from dmq_fx.recipe import resolve
 from dmq_fx.sharing import signing
 from dmq_fx.sharing.address import parse_address
-from dmq_fx.sharing.cache import RecipeCache
+from dmq_fx.sharing.cache import RecipeCache, write_atomically
 from dmq_fx.sharing.index import parse_index
 from dmq_fx.sharing.library import SharedLibrary
 from dmq_fx.sharing.places import Places
@@ -144,3 +145,15 @@ def test_processes_push_at_once(shelf: Path, places: Places, tmp_path: Path) -> 
     said = [pusher.communicate(timeout=60)[0] for pusher in pushers]
     assert said == [f"lab/w{k}@1.0.0\n" for k in range(3)]
     assert len(parse_index((shelf / "index.json").read_bytes(), "x")) == 3
+
+
+def test_others_can_read_what_is_pushed_and_only_the_user_the_cache(pushes: Push, shelf: Path, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        done = pushes(recipe_text())
+        kept = write_atomically(tmp_path / "private" / "x", b"x")
+    finally:
+        os.umask(before)
+    modes = [(shelf / name).stat().st_mode & 0o777 for name in ("index.json", "recipes", done.entry.path)]
+    assert modes == [0o644, 0o755, 0o644]
+    assert (kept.stat().st_mode & 0o777, kept.parent.stat().st_mode & 0o777) == (0o600, 0o700)

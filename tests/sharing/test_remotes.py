@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -411,3 +413,47 @@ def test_git_that_fails(repository: Repository, library: Make, tmp_path: Path) -
         GitSession(parse_address(repository.address("v1")), bytes_limit=1).read("index.json", 10)
     with pytest.raises(RemoteError, match="git did not end within 0 s"):
         GitSession(parse_address(repository.address("v1")), seconds=0.0).read("index.json", 10)
+
+
+@pytest.mark.parametrize("row", ['{"name": "a", "address": 5}', "5", '{"name": "a"}'])
+def test_a_damaged_list_of_remotes(places: Places, library: Make, row: str) -> None:
+    places.remotes.parent.mkdir(parents=True)
+    places.remotes.write_text(f'{{"format": 1, "remotes": [{row}]}}')
+    with pytest.raises(RemoteError, match="the list of remotes is damaged"):
+        library()
+
+
+def test_a_list_of_remotes_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RemoteError, match="cannot write the file"):
+        add_remote(tmp_path / "file" / "remotes.json", Remote("a", parse_address("/x")))
+
+
+def test_offline_a_remote_that_was_never_read_is_passed_over(places: Places, shelf: Path, library: Make) -> None:
+    publish(shelf, recipe_text())
+    add_remote(places.remotes, Remote("never", parse_address("https://127.0.0.1:9/none")))
+    assert pull(library(shelf, offline=True), "lab/w4").is_file()
+    assert "nothing was fetched from it yet" in failure(library(offline=True), "lab/none")
+
+
+@pytest.mark.parametrize(
+    ("address", "steps", "refused"),
+    [
+        ("https://host/x", ["https://host/x", "http://host/x", "https://host/x"], True),
+        ("https://host/x", ["https://host/x", "http://localhost/x"], True),
+        ("https://host/x", ["https://host/x", "https://other/x"], False),
+        ("http://localhost/x", ["http://localhost/x", "http://host/x"], True),
+        ("http://localhost/x", ["http://localhost/x", "https://host/x"], False),
+    ],
+)
+def test_every_step_of_a_redirect_is_looked_at(address: str, steps: list[str], refused: bool) -> None:
+    *before, last = [SimpleNamespace(url=urlsplit_host(step)) for step in steps]
+    stream = SimpleNamespace(r=SimpleNamespace(url=last.url, history=tuple(before)))
+    session = transport.FilesystemSession(parse_address(address))
+    with pytest.raises(RemoteError, match="redirects to http") if refused else nullcontext():
+        session._check_where_it_led(stream, address)
+
+
+def urlsplit_host(text: str) -> SimpleNamespace:
+    parts = urlsplit(text)
+    return SimpleNamespace(scheme=parts.scheme, host=parts.hostname)

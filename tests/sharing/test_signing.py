@@ -120,3 +120,13 @@ def test_files_are_signed_beside_them(
     resolve(path, pass_options=pass_options, library=strict)
     path.write_text(recipe_text(bits=5))
     assert "the signature is not one of this file" in error_of(strict, str(path), pass_options)
+
+
+def test_a_key_that_is_trusted_for_something_else(tmp_path: Path, keys: dict[str, Path], trusted: Path) -> None:
+    text = recipe_text()
+    signature = signature_of(text, keys["lab"], tmp_path)
+    trusted.write_text(trusted.read_text().replace(" ", ' namespaces="git" ', 1))
+    with pytest.raises(SignatureError, match="not trusted for recipes"):
+        signing.verify(text.encode(), signature, trusted, "x")
+    with pytest.raises(SignatureError, match="not one of this file"):
+        signing.verify(b"other", signature, trusted, "x")
