@@ -127,8 +127,16 @@ def _cards(found: Inspected) -> list[tuple[str, str, str]]:
     return [
         ("sites quantized", f"{totals['quantized_sites']} of {totals['sites']}", ""),
         ("bits a weight", f"{totals['mean_weight_bits']:.2f}", "mean over the weights of all sites"),
-        ("size, paper's", size_text(counted["paper"]) or "–", f"bits of the weights alone; {share(counted['paper'])}"),
-        ("size, honest", size_text(counted["honest"]), f"with scales and zero points; {share(counted['honest'])}"),
+        (
+            "size, paper's",
+            size_text(counted["paper"]) or "–",
+            f"every parameter at the bits of most; {share(counted['paper'])}",
+        ),
+        (
+            "size, honest",
+            size_text(counted["honest"]),
+            f"with scales, ranges, full precision; {share(counted['honest'])}",
+        ),
         ("size, on disk", size_text(counted["tensors"]), f"model.safetensors; {share(counted['tensors'])}"),
         ("full precision", size_text(counted["full_precision"]), "float32"),
         (
