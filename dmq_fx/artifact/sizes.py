@@ -6,12 +6,11 @@ integers, and in full precision, can be several times that at 2 bits.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from dmq_fx.artifact.encode import CHANNEL_WIDTHS, INPUT_SCALES, SHIFTS, STATIC_SCALES, STATIC_ZERO_POINTS
 from dmq_fx.artifact.tensors import narrow
-from dmq_fx.planning import Plan
+from dmq_fx.planning.paper_size import paper_bytes
 from dmq_fx.program.convert_activations import DERIVED, SCALES, ZERO_POINTS
 from dmq_fx.program.graph_tools import get_tensor, tensor_names
 from dmq_fx.program.program import Program
@@ -57,24 +56,6 @@ def measure_sizes(program: Program) -> Sizes:
         "index": sum(len(name) + ENTRY_BYTES for name in _names(program)),
     }
     return Sizes(paper_bytes(program.plan), parts)
-
-
-def paper_bytes(plan: Plan) -> int:
-    """Every parameter of the denoiser at the bits of the body."""
-    return round(plan.parameters * body_bits(plan) / 8)
-
-
-def body_bits(plan: Plan) -> float:
-    """Mean bits of the weights of the scheme that has most of the parameters: what papers call a model's bits."""
-    weighted = {planned.site.weight: planned for planned in plan.sites if planned.site.weight}.values()
-    held: Counter[str] = Counter()
-    for planned in weighted:
-        held[planned.scheme] += planned.site.parameters
-    if not held:
-        return 32.0
-    body = [planned for planned in weighted if planned.scheme == held.most_common(1)[0][0]]
-    total = sum(planned.site.parameters for planned in body)
-    return sum(planned.site.parameters * planned.weight_bits for planned in body) / total
 
 
 def _names(program: Program) -> list[str]:

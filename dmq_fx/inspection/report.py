@@ -130,12 +130,12 @@ def _cards(found: Inspected) -> list[tuple[str, str, str]]:
         (
             "size, paper's",
             size_text(counted["paper"]) or "–",
-            f"every parameter at the bits of most; {share(counted['paper'])}",
+            f"all at the bits of most; {share(counted['paper'])}",
         ),
         (
             "size, honest",
             size_text(counted["honest"]),
-            f"with scales, ranges, full precision; {share(counted['honest'])}",
+            f"with all that is stored; {share(counted['honest'])}",
         ),
         ("size, on disk", size_text(counted["tensors"]), f"model.safetensors; {share(counted['tensors'])}"),
         ("full precision", size_text(counted["full_precision"]), "float32"),

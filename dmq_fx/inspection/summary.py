@@ -29,7 +29,7 @@ def sizes(found: Inspected) -> dict[str, Any]:
     counted = found.report.get("sizes", {})
     return {
         "full_precision": totals["full_precision_bytes"],
-        "paper": counted.get("paper_bytes"),
+        "paper": counted.get("paper_bytes", totals.get("paper_bytes")),
         "honest": counted.get("honest_bytes", totals["bytes"]),
         "tensors": record.size if record else None,
         "folder": found.bytes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dmq_fx.planning.paper_size import paper_bytes
 from dmq_fx.recipe.language import ActivationSpec, WeightSpec
 from dmq_fx.sites import Site
 
@@ -127,7 +128,7 @@ class PlannedSite:
 class Totals:
     """Sums over a plan. Bytes are estimates of what the artifact's tensors take; per sample where it says so.
 
-    paper_bytes: as papers count them: bits of the weights alone, without scales and zero points.
+    paper_bytes: as papers count them: every parameter at the bits of most weights.
     """
 
     sites: int
@@ -175,7 +176,7 @@ class Plan:
             quantized_parameters=sum(planned.site.parameters for planned in weighted if planned.weight),
             mean_weight_bits=bits / of_sites if of_sites else float(FULL_PRECISION_BITS),
             bytes=sum(planned.bytes for planned in weighted) + rest * FULL_PRECISION_BITS // 8,
-            paper_bytes=int(bits) // 8 + rest * FULL_PRECISION_BITS // 8,
+            paper_bytes=paper_bytes(self),
             full_precision_bytes=self.parameters * FULL_PRECISION_BITS // 8,
             macs=sum(planned.site.macs for planned in self.sites),
             bops=sum(planned.bops for planned in self.sites),

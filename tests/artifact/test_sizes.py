@@ -2,8 +2,8 @@
 
 import pytest
 
-from dmq_fx.artifact.sizes import body_bits, paper_bytes
 from dmq_fx.planning import Plan, PlannedSite
+from dmq_fx.planning.paper_size import body_bits, paper_bytes
 from dmq_fx.recipe.language import WeightSpec
 from dmq_fx.sites import Site
 

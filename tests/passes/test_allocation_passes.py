@@ -14,7 +14,6 @@ import dmq_fx
 from dmq_fx import compiler
 from dmq_fx.artifact.decode import decode_program
 from dmq_fx.artifact.folder import artifact_sizes, load_program, open_artifact
-from dmq_fx.artifact.sizes import body_bits
 from dmq_fx.artifact.tensors import load_tensors
 from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.checkpoint import Checkpoint
@@ -25,6 +24,7 @@ from dmq_fx.passes import hawq
 from dmq_fx.passes.hawq import HawqBudget, HawqOptions
 from dmq_fx.passes.omq import Omq, OmqOptions
 from dmq_fx.planning.bit_allocation import allocate_bits
+from dmq_fx.planning.paper_size import body_bits
 from dmq_fx.program import Program
 
 RECIPE = """\
