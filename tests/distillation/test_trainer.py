@@ -74,6 +74,12 @@ def test_rates_are_mean_scales(make: Any) -> None:
     assert lora_rates(weights, DistillationOptions()) == pytest.approx([mean / 2500 for mean in means])
     offset = lora_rates(weights, DistillationOptions(scale_offset=0.01))
     assert offset == pytest.approx([(mean + 0.01) / 2500 for mean in means])
+    for weight in weights:
+        weight.gamma = torch.tensor([1.0, 3.0])
+    assert lora_rates(weights, DistillationOptions()) == pytest.approx([mean / 5000 for mean in means])
+    assert lora_rates(weights, DistillationOptions(scale_domain="scaled")) == pytest.approx([m / 2500 for m in means])
+    for weight in weights:
+        weight.gamma = None
     same = lora_rates(weights, DistillationOptions(scale_aware=False))
     assert same == pytest.approx([sum(means) / len(means) / 2500] * len(means))
 
