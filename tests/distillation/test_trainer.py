@@ -70,7 +70,7 @@ def test_the_loss_is_a_sum(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rates_are_mean_scales(make: Any) -> None:
     program, context = make()
     weights = list(trainer_of(program, context).student.weights.values())
-    means = [float(weight.scale.mean()) for weight in weights]
+    means = [float(weight.scale.detach().mean()) for weight in weights]
     assert lora_rates(weights, DistillationOptions()) == pytest.approx([mean / 2500 for mean in means])
     offset = lora_rates(weights, DistillationOptions(scale_offset=0.01))
     assert offset == pytest.approx([(mean + 0.01) / 2500 for mean in means])
