@@ -34,8 +34,9 @@ class DistillationOptions:
     )
     scale_aware: bool = option("each layer's own mean scale; false: the mean over all layers", default=True)
     scale_domain: str = option(
-        "with equivalent scaling, weight scales are those of the scaled weight, or divided by the mean of gamma",
-        default="scaled",
+        "with equivalent scaling, weight scales are divided by the mean of gamma, as updates are added to the weight "
+        "before it; or those of the scaled weight (the release), at which short runs diverge",
+        default="unscaled",
         choices=("scaled", "unscaled"),
     )
     scale_offset: float = option("added to mean weight scales; 0.01 in MPQ-DM's release", default=0.0, minimum=0.0)

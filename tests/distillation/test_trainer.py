@@ -77,10 +77,16 @@ def test_the_loss_is_a_sum(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rates_are_mean_scales(make: Any) -> None:
     program, context = make()
     weights = list(trainer_of(program, context).student.weights.values())
-    means = [float(weight.scale.mean()) for weight in weights]
+    means = [float(weight.scale.detach().mean()) for weight in weights]
     assert lora_rates(weights, DistillationOptions()) == pytest.approx([mean / 2500 for mean in means])
     offset = lora_rates(weights, DistillationOptions(scale_offset=0.01))
     assert offset == pytest.approx([(mean + 0.01) / 2500 for mean in means])
+    for weight in weights:
+        weight.gamma = torch.tensor([1.0, 3.0])
+    assert lora_rates(weights, DistillationOptions()) == pytest.approx([mean / 5000 for mean in means])
+    assert lora_rates(weights, DistillationOptions(scale_domain="scaled")) == pytest.approx([m / 2500 for m in means])
+    for weight in weights:
+        weight.gamma = None
     same = lora_rates(weights, DistillationOptions(scale_aware=False))
     assert same == pytest.approx([sum(means) / len(means) / 2500] * len(means))
 
