@@ -44,10 +44,12 @@ def artifact_rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def bits(row: Mapping[str, Any], half: str) -> float:
-    """Bits of a site's `weight` or `activation`; those of full precision where it stays there."""
+    """Bits of a site's `weight` (the mean over its channels) or `activation`; full precision's where it stays there."""
     counted = row.get(f"{half}_bits")
     if counted is not None:
         return counted
+    if half == "weight" and row.get("widths"):
+        return sum(bits * channels for bits, channels in row["widths"]) / sum(n for _, n in row["widths"])
     return row[half]["bits"] if row.get(half) else FULL_PRECISION_BITS
 
 

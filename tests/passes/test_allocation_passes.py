@@ -19,6 +19,8 @@ from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.checkpoint import Checkpoint
 from dmq_fx.errors import ArtifactError, RecipeError
 from dmq_fx.inspection import artifact_rows, site_table
+from dmq_fx.inspection.rows import bits as bits_of_row
+from dmq_fx.inspection.scheme_text import scheme_text
 from dmq_fx.pass_api import order_of
 from dmq_fx.passes import hawq
 from dmq_fx.passes.hawq import HawqBudget, HawqOptions
@@ -164,8 +166,11 @@ def test_the_table_shows_the_widths(build: Any) -> None:
     output, _ = build("omq")
     rows = artifact_rows(open_artifact(output).sites)
     table = site_table("t", rows)
-    cells = list(table.columns[5].cells)
+    cells = [str(cell) for cell in table.columns[5].cells]
     assert "2-4" in cells and "8" in cells
+    mixed = next(row for row in rows if len(row["widths"]) > 1)
+    assert scheme_text(mixed).startswith("W3 (2/3/4) per-channel asym")
+    assert bits_of_row(mixed, "weight") == 3.0
 
 
 @pytest.mark.parametrize(("name", "last"), [("omq", 2), ("hawq", 2)])
