@@ -53,7 +53,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, cache: CalibrationCache) 
 def test_size_on_disk_is_what_the_bits_make(compiled: dict[str, Path], recipe: str) -> None:
     """Packed weights, scales, zero points, tables and what stays in full precision: the tensors within 3 %.
 
-    With the tables for people (JSON, HTML), without distributions, it is within 5 % even of a model as small as this one.
+    With the tables for people (JSON, HTML) it is within 5 % even of a model as small as this one; distributions apart.
     """
     opened = open_artifact(compiled[recipe])
     denoiser = load_model("builtin:ddpm-mnist").denoiser
