@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dmq_fx.cli.support import JsonOption, output_console, print_json
+
+if TYPE_CHECKING:
+    from dmq_fx.inspection.explain import Explanation
 
 
 def explain_command(
@@ -23,9 +26,14 @@ def explain_command(
     """
     from dmq_fx.inspection import inspect_artifact
     from dmq_fx.inspection.explain import explain_artifact
+
+    print_explanation(explain_artifact(inspect_artifact(artifact), site, graph=graph), json)
+
+
+def print_explanation(found: Explanation, json: bool) -> None:
+    """Why a site is as it is, for `dmq explain` and `dmq plan --explain`."""
     from dmq_fx.inspection.explain_text import explain_lines
 
-    found = explain_artifact(inspect_artifact(artifact), site, graph=graph)
     if json:
         print_json(found.to_json())
         return

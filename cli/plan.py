@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dmq_fx.cli.explain import print_explanation
 from dmq_fx.cli.recipe_options import OfflineOption, ParamOption, check_offline, open_library
 from dmq_fx.cli.support import JsonOption, ModelOption, SetOption, output_console, print_json
 
@@ -38,7 +39,9 @@ def plan_command(
     with open_library(offline) as library:
         given: dict[str, Any] = {"overrides": set_ or (), "params": param or (), "library": library}
         if explain is not None:
-            _explain(recipe, explain, model, given, json)
+            from dmq_fx.inspection.explain import explain_plan
+
+            print_explanation(explain_plan(recipe, explain, model=model, **given), json)
             return
         lowered = plan_backend(resolve_recipe_for(recipe, model, **given), model, backend) if backend else None
         made = lowered.plan if lowered else plan(recipe, model=model, **given)
@@ -65,15 +68,3 @@ def plan_command(
     for note in dict.fromkeys(note for planned in made.sites for note in planned.notes):
         count = sum(note in planned.notes for planned in made.sites)
         console.print(f"note: {note} ({count} sites)")
-
-
-def _explain(recipe: str, site: str, model: str, given: dict[str, Any], json: bool) -> None:
-    from dmq_fx.inspection.explain import explain_plan
-    from dmq_fx.inspection.explain_text import explain_lines
-
-    explained = explain_plan(recipe, site, model=model, **given)
-    if json:
-        print_json(explained.to_json())
-        return
-    for line in explain_lines(explained):
-        output_console().print(line, soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -42,10 +42,3 @@ def check_offline(offline: bool, model: str) -> None:
 
     if offline and is_hub_id(model) and not Path(model).exists():
         raise ModelError("offline, and this model is on the hub", where=model, hint="give a folder you downloaded")
-
-
-def pass_options() -> dict[str, Any]:
-    """The passes that a recipe may name, with their options; needs no torch."""
-    from dmq_fx.pass_api import PASSES
-
-    return {name: entry.Options for name, entry in PASSES}

@@ -9,7 +9,7 @@ import typer
 
 from dmq_fx.cli.recipe_options import OfflineOption, ParamOption, open_library
 from dmq_fx.errors import DmqError, RecipeError
-from dmq_fx.pass_api import PASSES
+from dmq_fx.pass_api import pass_options
 from dmq_fx.recipe import problems_of, resolve
 
 
@@ -23,9 +23,8 @@ def validate(
 
     Example: dmq validate recipe.yaml ptq/w8a8@^1
     """
-    pass_options = {name: entry.Options for name, entry in PASSES}
     with open_library(offline) as library:
-        given: dict[str, Any] = {"pass_options": pass_options, "params": param or (), "library": library}
+        given: dict[str, Any] = {"pass_options": pass_options(), "params": param or (), "library": library}
         reports = [_report(reference, given) for reference in recipes]
     if json:
         reports_only = [{key: value for key, value in report.items() if key != "text"} for report in reports]

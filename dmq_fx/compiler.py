@@ -30,7 +30,7 @@ from dmq_fx.inspection import site_rows, site_table_html
 from dmq_fx.metrics import Evaluation
 from dmq_fx.models import LoadedModel, fingerprint, load_denoiser_on_meta, load_model
 from dmq_fx.options import parse_device, parse_dtype
-from dmq_fx.pass_api import PASSES
+from dmq_fx.pass_api import pass_options
 from dmq_fx.pipeline import check_order, check_plan, run_passes
 from dmq_fx.planning import Plan, make_plan
 from dmq_fx.program import PassContext, Program
@@ -114,11 +114,6 @@ def resolve_recipe(
     check_order(resolved.recipe.passes)
     BACKENDS.get(resolved.recipe.backend, error=RecipeError, where=f"{recipe}: backend")
     return resolved
-
-
-def pass_options() -> dict[str, type]:
-    """The passes that a recipe may name, with the dataclasses of their options."""
-    return {name: entry.Options for name, entry in PASSES}
 
 
 def model_facts(loaded: LoadedModel) -> ModelFacts:

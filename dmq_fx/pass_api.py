@@ -62,6 +62,11 @@ PASSES: Registry[type[GraphPass]] = Registry("pass", entry_point_group="dmq_fx.p
 """Passes by the name that recipes use."""
 
 
+def pass_options() -> dict[str, type]:
+    """The passes that a recipe may name, with the dataclasses of their options; needs no torch."""
+    return {name: entry.Options for name, entry in PASSES}
+
+
 def order_of(entry: type[GraphPass], options: Any) -> Order:
     """Where a pass with these options stands among others."""
     own = getattr(entry, "order", None)

@@ -13,10 +13,10 @@ from dmq_fx.cli.recipe_options import (
     SignedOption,
     TrustedOption,
     open_library,
-    pass_options,
 )
 from dmq_fx.cli.support import SetOption
 from dmq_fx.errors import RecipeError
+from dmq_fx.pass_api import pass_options
 
 
 def lock_command(

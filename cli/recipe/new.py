@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from dmq_fx.cli.recipe_options import OfflineOption, open_library, pass_options
+from dmq_fx.cli.recipe_options import OfflineOption, open_library
 from dmq_fx.errors import RecipeError
+from dmq_fx.pass_api import pass_options
 
 
 def new_command(

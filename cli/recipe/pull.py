@@ -11,10 +11,10 @@ from dmq_fx.cli.recipe_options import (
     SignedOption,
     TrustedOption,
     open_library,
-    pass_options,
 )
 from dmq_fx.cli.support import JsonOption, print_json
 from dmq_fx.errors import RemoteError
+from dmq_fx.pass_api import pass_options
 
 
 def pull_command(

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dmq_fx.cli.recipe_options import open_library, pass_options
+from dmq_fx.cli.recipe_options import open_library
+from dmq_fx.pass_api import pass_options
 
 
 def push_command(

@@ -13,9 +13,9 @@ from dmq_fx.cli.recipe_options import (
     SignedOption,
     TrustedOption,
     open_library,
-    pass_options,
 )
 from dmq_fx.cli.support import JsonOption, SetOption, print_json
+from dmq_fx.pass_api import pass_options
 
 
 def show_command(

@@ -12,10 +12,10 @@ from dmq_fx.cli.recipe_options import (
     SignedOption,
     TrustedOption,
     open_library,
-    pass_options,
 )
 from dmq_fx.cli.support import JsonOption, print_json
 from dmq_fx.errors import ArtifactError
+from dmq_fx.pass_api import pass_options
 
 
 def verify_command(

@@ -95,12 +95,6 @@ def open_artifact(path: Path | str) -> Opened:
     return Opened(path, manifest, *(json.loads((path / name).read_text("utf-8")) for name in (SITES, CONFIG, REPORT)))
 
 
-def artifact_sizes(opened: Opened) -> dict[str, Any]:
-    """Sizes of the model in bytes: `Sizes.to_json`, which early artifacts lack, and `file_bytes`, of its tensors."""
-    record = opened.manifest.record(TENSORS)
-    return {**opened.report.get("sizes", {}), "file_bytes": record.size if record else 0}
-
-
 def load_program(opened: Opened, denoiser: torch.nn.Module | None = None) -> tuple[Program, torch.nn.Module]:
     """Trace the artifact's model again and replay its rewrites.
 

@@ -91,7 +91,7 @@ def explain_plan(
     """Why a recipe gives a site of a model its scheme, without weights. Raises RecipeError, ModelError, DmqError."""
     from dmq_fx.compiler import plan_with_graph
     from dmq_fx.inspection.neighbours import neighbourhood
-    from dmq_fx.pass_api import PASSES
+    from dmq_fx.pass_api import pass_options
     from dmq_fx.recipe.chain import read_chain
     from dmq_fx.recipe.checks import Checker
     from dmq_fx.sharing.library import SharedLibrary
@@ -101,7 +101,7 @@ def explain_plan(
     if planned is None:
         hint = did_you_mean(name, made.by_name) or "`dmq plan` lists the sites"
         raise DmqError(f"no site is called {name!r}", where=str(recipe), hint=hint)
-    checker = Checker({key: entry.Options for key, entry in PASSES})
+    checker = Checker(pass_options())
     with SharedLibrary() if library is None else nullcontext(library) as places:
         files = chain_files(read_chain(recipe, checker, places, params), resolved.overlays)
     row = planned.to_json()

@@ -54,15 +54,15 @@ def reference_text(pass_options: Mapping[str, type]) -> str:
 
 def main() -> None:
     """Write both files into the checkout that this module lies in."""
-    from dmq_fx.pass_api import PASSES  # here, so that reading this module imports no pass
+    from dmq_fx.pass_api import pass_options  # here, so that reading this module imports no pass
 
     root = Path(__file__).resolve().parents[2]
     if not (root / "recipes").is_dir():
         raise InternalError("docs are generated in a checkout of dmq", where=str(root))
-    pass_options = {name: entry.Options for name, entry in PASSES}
+    options = pass_options()
     for path, content in (
-        *((root / "recipes" / schema_file(one), schema_text(pass_options, one)) for one in LANGUAGE_VERSIONS),
-        (root / "docs" / "recipes.md", reference_text(pass_options)),
+        *((root / "recipes" / schema_file(one), schema_text(options, one)) for one in LANGUAGE_VERSIONS),
+        (root / "docs" / "recipes.md", reference_text(options)),
     ):
         path.write_text(content, encoding="utf-8")
         print(f"wrote {path.relative_to(root)}")
