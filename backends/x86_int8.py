@@ -126,8 +126,8 @@ def rewrite(program: Program, dtype: torch.dtype) -> TimePart:
     parts = split_time_part(program.graph_module, program.traced)
     graphs = [part.graph for part in (parts.time, parts.body) if part is not None]
     require_kernels(expected, {site: kernel for graph in graphs for site, kernel in reached_kernels(graph).items()})
+    decompose_group_norms(parts.body, centered=dtype != torch.bfloat16)
     if dtype == torch.bfloat16:
-        decompose_group_norms(parts.body)
         decompose_attention(parts.body)
         example = example_inputs(program.traced)
         extra = parts.time(_a_timestep(program, example)) if parts.time is not None else ()

@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="images by torch.compile: half the time on a CPU")
+    parser.add_argument("--backend", help="what artifacts run on, such as x86_int8; fake quantization if left out")
     parser.add_argument("--output", type=Path, required=True, help="folder of artifacts and images")
     parser.add_argument("--records", type=Path, required=True, help="scores by digest (JSON)")
 
@@ -85,11 +86,14 @@ def metric_names(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def key_of(args: argparse.Namespace, recipe: str | None) -> str:
-    """The model's name and digest, and the digest of the recipe with its overrides, or `full precision`."""
+    """The model's name and digest, and the digest of the recipe with its overrides and backend, or `full precision`."""
     from dmq_fx.compiler import resolve_recipe
 
     digest = FULL_PRECISION if recipe is None else resolve_recipe(recipe, overrides_of(args)).digest
-    return f"{args.model} {model_digest(args.model)} {digest}"
+    parts = [args.model, model_digest(args.model), digest]
+    if recipe is not None and args.backend:
+        parts.append(args.backend)
+    return " ".join(parts)
 
 
 @cache
@@ -106,7 +110,7 @@ def read_records(args: argparse.Namespace) -> dict[str, Any]:
 def known_row(args: argparse.Namespace, recipe: str | None) -> dict[str, Any] | None:
     """What was measured before under the same setting; None for nothing, or if another artifact is there now."""
     known = read_records(args).get(key_of(args, recipe))
-    if known is None or known["setting"] != setting(args):
+    if known is None or known["setting"] != setting(args, recipe):
         return None
     manifest = artifact(args, recipe) / "manifest.json" if recipe is not None else None
     if manifest is not None and manifest.exists() and json.loads(manifest.read_text())["digest"] != known["artifact"]:
@@ -114,10 +118,14 @@ def known_row(args: argparse.Namespace, recipe: str | None) -> dict[str, Any] | 
     return known
 
 
-def setting(args: argparse.Namespace) -> dict[str, Any]:
+def setting(args: argparse.Namespace, recipe: str | None) -> dict[str, Any]:
+    """What a row was measured with; the backend is none of full precision's concern."""
     names = ("samples", "steps", "seed", "subset", "device", "budget", "compile")
-    reference = Path(args.reference).name
-    return {name: getattr(args, name) for name in names} | {"reference": reference, "metrics": list(metric_names(args))}
+    found = {name: getattr(args, name) for name in names}
+    found |= {"reference": Path(args.reference).name, "metrics": list(metric_names(args))}
+    if recipe is not None and args.backend:
+        found["backend"] = args.backend
+    return found
 
 
 def row(args: argparse.Namespace, recipe: str | None, made: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +134,7 @@ def row(args: argparse.Namespace, recipe: str | None, made: dict[str, Any]) -> d
     if known is not None:
         return known
     print(f"measuring {recipe or FULL_PRECISION}", flush=True)
-    found = {"name": recipe or FULL_PRECISION, "setting": setting(args), **measure(args, recipe)}
+    found = {"name": recipe or FULL_PRECISION, "setting": setting(args, recipe), **measure(args, recipe)}
     if recipe is not None:
         folder = artifact(args, recipe)
         found["artifact"] = json.loads((folder / "manifest.json").read_text())["digest"]
@@ -168,6 +176,7 @@ def measure(args: argparse.Namespace, recipe: str | None) -> dict[str, Any]:
         batch=args.batch,
         device=args.device,
         compiled=args.compile,
+        backend=args.backend,
         progress=show,
         **shared,
     )
@@ -185,7 +194,8 @@ def report(args: argparse.Namespace, rows: dict[str, dict]) -> None:
     names = metric_names(args)
     print(
         f"\n`{args.model}`, {args.samples} images (final MSE: 64) of {args.steps} steps from seed {args.seed} against "
-        f"{Path(args.reference).name}{'/' + args.subset if args.subset else ''}, budget {args.budget}, {args.device}.\n"
+        f"{Path(args.reference).name}{'/' + args.subset if args.subset else ''}, budget {args.budget}, {args.device}"
+        f"{', ' + args.backend if args.backend else ''}.\n"
     )
     print(f"| recipe | weight bits | MB | GBOPs | final MSE | {' | '.join(names)} | compile s |")
     print("| --- " * (len(names) + 6) + "|")

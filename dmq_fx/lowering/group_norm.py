@@ -18,19 +18,20 @@ from dmq_fx.program.graph_tools import call_arguments, finish, record, set_buffe
 aten = torch.ops.aten
 
 
-def decompose_group_norms(graph_module: fx.GraphModule) -> int:
+def decompose_group_norms(graph_module: fx.GraphModule, centered: bool = False) -> int:
     """Replace group norms of images, in place, by two sums over pixels and small arithmetic; how many were replaced.
 
-    Computed in float32, as the mean and the mean square: for bfloat16 values, whose own rounding is coarser than what
-    the difference of the two loses. The result is float32.
+    Computed in float32. centered: the variance is that of values less their mean, which takes another pass over the
+    image; without it, the mean square less the square of the mean: for bfloat16 values, whose own rounding is coarser
+    than what that difference loses. The result is float32.
     """
     nodes = [n for n in graph_module.graph.nodes if n.target is aten.group_norm.default]
-    replaced = sum(_decompose(graph_module, node) for node in nodes)
+    replaced = sum(_decompose(graph_module, node, centered) for node in nodes)
     finish(graph_module)
     return replaced
 
 
-def _decompose(module: fx.GraphModule, node: fx.Node) -> bool:
+def _decompose(module: fx.GraphModule, node: fx.Node, centered: bool) -> bool:
     given = call_arguments(node)
     shape = given["input"].meta["val"].shape
     channels, groups = shape[1], given["num_groups"]
@@ -52,6 +53,10 @@ def _decompose(module: fx.GraphModule, node: fx.Node) -> bool:
         sums = call(aten.reshape.default, call(aten.sum.dim_IntList, values, dims), [-1, groups, width])
         return call(aten.mul.Tensor, call(aten.sum.dim_IntList, sums, [2]), 1.0 / count)
 
+    def by_channel(values: fx.Node) -> fx.Node:
+        """[batch, groups] to [batch, channels]."""
+        return call(aten.mm.default, values, graph.get_attr(_members(module, channels, groups)))
+
     def half(values: fx.Node, which: int) -> fx.Node:
         """Half `which` of [2 * batch, channels], to stand beside the image."""
         return call(aten.select.int, call(aten.reshape.default, values, [2, -1, channels, *ones]), 0, which)
@@ -62,14 +67,19 @@ def _decompose(module: fx.GraphModule, node: fx.Node) -> bool:
     with graph.inserting_before(node):
         x = call(aten.to.dtype, given["input"], torch.float32)
         mean = by_group(x)
-        square = by_group(call(aten.mul.Tensor, x, x))
-        variance = call(aten.clamp_min.default, call(aten.sub.Tensor, square, call(aten.mul.Tensor, mean, mean)), 0.0)
+        if centered:
+            x = call(aten.sub.Tensor, x, call(aten.reshape.default, by_channel(mean), [-1, channels, *ones]))
+            variance = by_group(call(aten.mul.Tensor, x, x))
+        else:
+            square = by_group(call(aten.mul.Tensor, x, x))
+            difference = call(aten.sub.Tensor, square, call(aten.mul.Tensor, mean, mean))
+            variance = call(aten.clamp_min.default, difference, 0.0)
         factor = call(aten.rsqrt.default, call(aten.add.Tensor, variance, given.get("eps", 1e-5)))
-        both = call(aten.cat.default, [factor, call(aten.mul.Tensor, mean, factor)])
-        members = graph.get_attr(_members(module, channels, groups))
-        wide = call(aten.mm.default, both, members)
-        factor, offset = half(wide, 0), half(wide, 1)
-        result = call(aten.sub.Tensor, call(aten.mul.Tensor, x, factor), offset)
+        if centered:
+            result = call(aten.mul.Tensor, x, call(aten.reshape.default, by_channel(factor), [-1, channels, *ones]))
+        else:
+            wide = by_channel(call(aten.cat.default, [factor, call(aten.mul.Tensor, mean, factor)]))
+            result = call(aten.sub.Tensor, call(aten.mul.Tensor, x, half(wide, 0)), half(wide, 1))
         if given.get("weight") is not None:
             result = call(aten.mul.Tensor, result, parameter("weight"))
         if given.get("bias") is not None:
