@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,7 +23,15 @@ from dmq_fx.lowering.fold import fold_packed_weights
 from dmq_fx.lowering.group_norm import decompose_group_norms
 from dmq_fx.lowering.int8_sites import lower_sites, reached_kernels
 from dmq_fx.lowering.module import LoweredModule, OfTimestep
-from dmq_fx.lowering.native import example_inputs, load_package, package_key, write_package
+from dmq_fx.lowering.native import OfTimestep as Rows
+from dmq_fx.lowering.native import (
+    example_inputs,
+    load_package,
+    package_key,
+    random_inputs,
+    require_agreement,
+    write_package,
+)
 from dmq_fx.lowering.onednn import multiplies_exactly
 from dmq_fx.lowering.packages import PackageCache
 from dmq_fx.lowering.parity import site_errors
@@ -59,7 +68,7 @@ class X86Int8:
         folder = cache.get(key)
         if folder is None:
             options.progress("compiling native code for this CPU", 0, 0)
-            folder = cache.put(key, lambda path: write_package(path, parts.body, program.traced, extra, known))
+            folder = cache.put(key, lambda path: _write(path, program, parts, extra, known))
         code, known, _ = load_package(folder)
         return LoweredModule(program.traced, code, parts.time, known)
 
@@ -82,6 +91,12 @@ class X86Int8:
             retarget(each.graph_module, "cpu")
         lower_sites(program, int8_kernels(program))
         return site_errors(fake, program, inputs)
+
+
+def _write(path: Path, program: Program, parts: TimePart, extra: tuple[Tensor, ...], known: Rows) -> None:
+    """Compile the body into `path`, and see that what came out computes what the body does."""
+    write_package(path, parts.body, program.traced, extra, known)
+    require_agreement(path, fold_packed_weights(parts.body), (*random_inputs(program.traced), *extra))
 
 
 def _time_part_of(reload: Callable[[], Program], dtype: torch.dtype) -> OfTimestep:

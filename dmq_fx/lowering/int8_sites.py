@@ -99,6 +99,8 @@ class _Lowering:
             x = self._integers(activation)
         where = (stride, padding, dilation, groups)
         weight, scale, zeros = self._weight(planned, activation)
+        if planned.site.shape[1] * groups == 1:
+            x, weight = (self._second_channel(part, dim) for part in (x, weight))
         zero = self.rows.zero if activation.spec.per_timestep else 0
         head = (x, self._scale(activation), zero)
         tail = (scale, zeros, self._corrected_bias(planned, activation, given.get("bias")), *where)
@@ -107,6 +109,14 @@ class _Lowering:
         packed = self.graph.call_function(onednn.qconv_prepack.default, (weight, scale, 1.0, 0, *where, None))
         kernel = onednn.qconv_pointwise.tensor if activation.spec.per_timestep else onednn.qconv_pointwise.default
         return self.graph.call_function(kernel, (*head, packed, *tail, 1.0, 0, torch.float32, "none", [], ""))
+
+    def _second_channel(self, node: fx.Node, dim: int) -> fx.Node:
+        """An image or weight of one channel with another one of zeros.
+
+        An image of one channel lies in memory as if channels were last and as if they were first. Inductor expects the
+        results of such a convolution with channels first, and the kernel gives them with channels last.
+        """
+        return self.graph.call_function(aten.constant_pad_nd.default, (node, [0] * (2 * dim) + [0, 1]))
 
     def _pointwise(self, planned: PlannedSite, activation: Activation, bias: fx.Node | None, dim: int) -> fx.Node:
         """A convolution of single pixels is a product of matrices; where channels are last, without a copy."""

@@ -23,6 +23,9 @@ from dmq_fx.tracing.call import describe_call
 
 CODE, TIMES, CALL = "code.pt2", "timesteps.safetensors", "call.json"
 LARGEST_BATCH = 4096
+LARGEST_DISAGREEMENT = 0.5
+"""Relative error (L2) of native code beside its graph that is taken for a mistake. Unrelated values have 1 and more."""
+
 SETTINGS = {"freezing": True, "cpp.dynamic_threads": True, "realize_reads_threshold": 12}
 """Constants (packed weights) are computed when compiling; the number of threads is that of the process that runs it.
 A norm reads an image, its statistics and its parameters: with Inductor's own limit of reads its result would be written
@@ -38,6 +41,15 @@ def example_inputs(traced: TracedModel, batch: int = 2) -> tuple[Tensor, ...]:
         shape = [batch, *example.shape[1:]] if entry.batched else list(example.shape)
         found.append(torch.zeros(shape, dtype=example.dtype))
     return tuple(found)
+
+
+def random_inputs(traced: TracedModel, batch: int = 2) -> tuple[Tensor, ...]:
+    """As `example_inputs`, with normally distributed numbers in place of the zeros of floating-point inputs."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.randn(zeros.shape, generator=generator).to(zeros.dtype) if zeros.is_floating_point() else zeros
+        for zeros in example_inputs(traced, batch)
+    )
 
 
 def write_package(
@@ -68,6 +80,23 @@ def write_package(
     _save_known(folder / TIMES, known)
     call = {**describe_call(traced), "time_part": bool(extra)}
     (folder / CALL).write_text(canonical_json(call) + "\n")
+
+
+def require_agreement(folder: Path, body: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
+    """Run a package beside the graph that it was compiled from; raises BackendError where it computes something else.
+
+    inputs: of `body`, all of them. One rounding that falls the other way moves integers after it, so a good package is
+    some hundredths away; one that a compiler's mistake is in has nothing to do with the graph.
+    """
+    with torch.no_grad():
+        found, expected = load_package(folder)[0](*inputs), body(*inputs)
+    for one, other in zip(found, expected, strict=True):
+        error = float((one - other).float().norm() / other.float().norm().clamp_min(1e-12))
+        if not error < LARGEST_DISAGREEMENT:
+            raise BackendError(
+                f"the native code of this artifact does not compute what its graph does: relative error {error:.2g}",
+                hint="this is a fault of the compiler or of dmq, please report it; --no-compile does without",
+            )
 
 
 def load_package(folder: Path) -> tuple[Callable[..., Any], OfTimestep, dict[str, Any]]:
