@@ -46,7 +46,7 @@ class LoraDistill:
             raise CalibrationError("lora_distill needs a sampler to learn along")
         check_timestep(program.traced, per_timestep=any(a.spec.per_timestep for a in program.activations))
         student = Student(program, sites, options, context.seed, feature=options.distance != "none")
-        teacher = Teacher(program, feature=False)
+        teacher = Teacher(program, feature=None)
         steps = sampler_steps(
             context.sampler,
             program.traced,

@@ -64,9 +64,15 @@ class DistillationOptions:
         choices=("sum", "mean"),
     )
     distance: str = option(
-        "distance of the features before the last layer: of relations between pixels (MPQ-DM), squared, or none",
+        "distance of the two models' features: of relations between pixels (MPQ-DM), squared, or none",
         default="relation",
         choices=("relation", "l2", "none"),
+    )
+    feature: str = option(
+        "features that are compared: the output of the last block, before the final norm and activation or modulation "
+        "(MPQ-DM); or the input of the last layer, which `last_block` is too where no norm is found in the graph",
+        default="last_block",
+        choices=("last_block", "last_layer"),
     )
     distance_weight: float = option("lambda of the distance", default=100.0, minimum=0.0)
     distance_gradient: bool = option("false: the distance is reported only, as in MPQ-DM's release", default=True)

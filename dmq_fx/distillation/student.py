@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import Tensor, fx, nn
 
+from dmq_fx.distillation.feature import add_feature, split_feature
 from dmq_fx.distillation.lora import LoraWeight
 from dmq_fx.distillation.options import DistillationOptions
 from dmq_fx.distillation.tables import ActivationQuantizer, RangeTable
-from dmq_fx.errors import CalibrationError
 from dmq_fx.numerics import IntegerGrid
 from dmq_fx.planning import PlannedSite
 from dmq_fx.program.graph_tools import (
@@ -19,7 +19,6 @@ from dmq_fx.program.graph_tools import (
     compute_dtype,
     finish,
     get_tensor,
-    nodes_by_name,
     set_buffer,
     working_copy,
 )
@@ -34,7 +33,7 @@ class Student:
 
     Requires "calibrated". sites: whose weights and ranges are learned; all others are rounded as the program has them
     (a weight that several sites share is that of all of them, or of none).
-    feature: also give the features before the last layer. Slots are computed in the graph from the timestep: a forward
+    feature: also give the features (`find_feature`). Slots are computed in the graph from the timestep: a forward
     that is taken again gives the same.
     """
 
@@ -52,7 +51,7 @@ class Student:
         self.module = working_copy(program.graph_module)
         self.weights = self._place_weights(names, options, seed)
         self.tables, self._columns = self._place_ranges(names, rounded=options.zero_point != "float")
-        self._node = add_feature(self.module, program) if feature else None
+        self._node = add_feature(self.module, program, options.feature) if feature else None
         finish(self.module)
 
     def __call__(self, arguments: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
@@ -145,60 +144,17 @@ class Student:
 
 
 class Teacher:
-    """The full-precision graph, and the features before its last layer if they are wanted."""
+    """The full-precision graph, and its features if they are wanted; feature: of which kind (`find_feature`)."""
 
-    def __init__(self, program: Program, *, feature: bool) -> None:
+    def __init__(self, program: Program, *, feature: str | None) -> None:
         self.module = working_copy(program.traced.graph_module)
-        self._node = add_feature(self.module, program) if feature else None
+        self._node = add_feature(self.module, program, feature) if feature else None
         finish(self.module)
 
     def __call__(self, arguments: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         """The prediction and the features, without gradients."""
         with torch.no_grad():
             return split_feature(self.module(*arguments), self._node)
-
-
-def last_site(program: Program) -> PlannedSite:
-    """The site that writes the prediction, found by its role; raises CalibrationError if the model has none."""
-    found = [planned for planned in program.plan.sites if "last" in planned.site.roles]
-    if not found:
-        raise CalibrationError(
-            "no site of this model has the role `last`, whose input is what features are compared by",
-            where=program.traced.class_name,
-            hint="use passes.lora_distill.distance: none",
-        )
-    return found[-1]
-
-
-def feature_axis(program: Program) -> int:
-    """The axis of the channels of the last site's input."""
-    planned = last_site(program)
-    source = program.nodes[planned.site.node].args[0]
-    assert isinstance(source, fx.Node)
-    return source.meta["val"].dim() - 1 if planned.site.op == "linear" else 1
-
-
-def add_feature(module: fx.GraphModule, program: Program) -> bool:
-    """Make the graph also give the input of the last site, before it is quantized."""
-    graph = module.graph
-    source = nodes_by_name(graph)[last_site(program).site.node].args[0]
-    assert isinstance(source, fx.Node)
-    if source.meta.get("dmq", {}).get("kind") == "observer":
-        source = source.args[0]
-    output = next(node for node in graph.nodes if node.op == "output")
-    output.args = ((output.args[0], source),)
-    return True
-
-
-def split_feature(output: object, feature: bool | None) -> tuple[Tensor, Tensor | None]:
-    """The prediction, and the features where the graph gives them."""
-    found = None
-    if feature:
-        output, found = output  # type: ignore[misc]
-    while isinstance(output, (tuple, list)):
-        output = output[0]
-    assert isinstance(output, Tensor)
-    return output, found
 
 
 def _grid(activation: Activation) -> IntegerGrid:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from dmq_fx.calibration.reconstruction import reproducible
 from dmq_fx.calibration.streaming import nearest_slot
+from dmq_fx.distillation.feature import find_feature
 from dmq_fx.distillation.optimizer import StudentOptimizer
 from dmq_fx.distillation.options import DistillationOptions
 from dmq_fx.distillation.relation import FeatureDistance
-from dmq_fx.distillation.student import Student, Teacher, feature_axis
+from dmq_fx.distillation.student import Student, Teacher
 from dmq_fx.distillation.trajectory import Trajectories, find_guidance, joined, same_rows
 from dmq_fx.errors import CalibrationError
 from dmq_fx.program.program import PassContext, Program
@@ -64,7 +65,7 @@ class Trainer:
         self._options = options
         self._context = context
         compared = options.distance != "none"
-        self._teacher = Teacher(program, feature=compared)
+        self._teacher = Teacher(program, feature=options.feature if compared else None)
         self._distance = None
         if compared:
             if options.window > steps:
@@ -73,7 +74,7 @@ class Trainer:
                     where="passes.lora_distill.window",
                     hint="use a smaller window, more calibration.steps, or distance: none",
                 )
-            axis = feature_axis(program)
+            axis = find_feature(program, options.feature).channel_axis
             self._distance = FeatureDistance(options.distance, options.window, axis, options.max_positions)
         self.steps = steps
         self.optimizer = StudentOptimizer(student, options, iterations=trajectories * self.steps, speed=speed)

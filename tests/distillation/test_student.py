@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dmq_fx.distillation.options import DistillationOptions
-from dmq_fx.distillation.student import Student, Teacher
+from dmq_fx.distillation.student import Student
 from dmq_fx.pipeline import advance
 from dmq_fx.planning import PlannedSite
 from dmq_fx.program import Program
@@ -139,20 +139,6 @@ def test_a_forward_that_is_taken_again_gives_the_same_gradients(make: Any) -> No
         gradients.append({name: parameter.grad.clone() for name, parameter in student.trainable()})
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
-
-
-def test_the_feature_is_the_last_layers_input_in_both_models(make: Any) -> None:
-    program, _ = make()
-    plain = program.traced.graph_module(*arguments())[0]
-    prediction, feature = Teacher(program, feature=True)(arguments())
-    assert torch.equal(prediction, plain) and feature is not None
-    last = next(p for p in program.plan.sites if "last" in p.site.roles)
-    module = program.traced.graph_module.get_submodule(last.name)
-    wanted = torch.nn.functional.conv2d(feature, module.weight, module.bias, padding=1)
-    torch.testing.assert_close(wanted, plain)
-    with torch.no_grad():
-        rounded = student_of(program, feature=True)(arguments())[1]
-    assert rounded is not None and rounded.shape == feature.shape and not torch.equal(rounded, feature)
 
 
 def test_integer_base_begins_with_the_same_integers(make: Any) -> None:
