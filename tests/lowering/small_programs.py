@@ -43,6 +43,7 @@ needs_vnni = pytest.mark.skipif(
 
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "image": lambda x: x,
+    "grey": lambda x: x[:, :1],
     "line": lambda x: x.flatten(2),
     "volume": lambda x: x.unflatten(2, (-1, 1)),
     "row": lambda x: x[:, :, 0, 0],
