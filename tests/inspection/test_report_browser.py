@@ -126,6 +126,48 @@ def test_it_prints(chromium: Open, report: str, found: Inspected) -> None:
     assert len(page.pdf()) > 20_000
 
 
+def test_a_dark_page_prints_black_on_white(chromium: Open, report: str) -> None:
+    """Plots take their colours from the look of the page, and a page is still dark when a browser begins to print."""
+    page = load(chromium, report, scheme="dark").page
+    color = "getComputedStyle(document.querySelector('#plot-trajectory .xtick text')).fill"
+    assert page.evaluate(color) == "rgb(230, 237, 243)"
+    page.evaluate(f"addEventListener('beforeprint', () => {{ window.printed = {color}; }})")
+    page.pdf()
+    assert page.evaluate("window.printed") == "rgb(0, 0, 0)"
+    assert page.evaluate(color) == "rgb(230, 237, 243)"
+
+
+def test_a_cell_of_the_errors_chooses_its_site(chromium: Open, report: str, found: Inspected) -> None:
+    page = (watched := load(chromium, report)).page
+    drawn = "document.getElementById('plot-heatmap').data[0]"
+    local = page.evaluate(f"{drawn}.z")
+    sites = [row["name"] for row in found.rows if row["name"] in found.errors["local_sqnr_db"]]
+    assert local == [found.errors["local_sqnr_db"][name] for name in sites]
+    page.get_by_label("SQNR of a site's output").select_option("accumulated")
+    assert page.evaluate(f"{drawn}.z") == [found.errors["accumulated_sqnr_db"][name] for name in sites]
+    box = page.locator("#plot-heatmap .nsewdrag").bounding_box()
+    assert box is not None
+    row = 2
+    at = {"x": box["width"] / 2, "y": box["height"] * (row + 0.5) / len(sites)}
+    page.locator("#plot-heatmap .nsewdrag").hover(position=at)
+    page.locator("#plot-heatmap .nsewdrag").click(position=at)
+    assert page.locator("#site-title").text_content() == sites[row]
+    assert watched.errors == []
+
+
+def test_distributions_before_and_after_can_be_compared(chromium: Open, report: str, found: Inspected) -> None:
+    """Their bins are not of one width, so heights are densities: the area below each curve is one."""
+    page = load(chromium, report).page
+    scaled = next(row["name"] for row in found.rows if "gamma" in row["folds"])
+    assert found.statistics is not None
+    weight = found.statistics.of(scaled).weight
+    assert weight is not None and weight.before.limit != weight.after.limit
+    page.get_by_role("button", name=scaled, exact=True).click()
+    curves = page.evaluate("document.getElementById('plot-weight-histogram').data.map(({ y }) => y)")
+    widths = [2 * one.limit / len(one.shares) for one in (weight.before, weight.after)]
+    assert [sum(curve) * width for curve, width in zip(curves, widths, strict=True)] == pytest.approx([1, 1], abs=0.02)
+
+
 def test_names_do_nothing(chromium: Open, hostile: Path, tmp_path: Path) -> None:
     artifact = inspect_artifact(hostile)
     watched = load(chromium, write_report(tmp_path / "page.html", artifact, artifact.rows).as_uri())
@@ -145,3 +187,7 @@ def test_the_page_of_a_difference(chromium: Open, folded: Path, artifact: Path, 
     assert watched.errors == [] and [url for url in watched.requests if url.startswith("http")] == []
     assert watched.page.locator("#plot-trajectory .scatterlayer .trace").count() == 6
     assert watched.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    ends = watched.page.eval_on_selector_all(
+        ".sides td:last-child", "all => all.map(one => one.getBoundingClientRect().right)"
+    )
+    assert len(ends) > 20 and max(ends) <= 390  # B stands beside A, not out of sight

@@ -51,8 +51,12 @@ const page = (() => {
       document.head.append(library);
       drawAll();
       matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-      addEventListener("beforeprint", drawAll);
-      addEventListener("afterprint", drawAll);
+      for (const [event, printing] of [["beforeprint", true], ["afterprint", false]]) {
+        addEventListener(event, () => {
+          document.documentElement.toggleAttribute("data-printing", printing); // the screen's colours still hold here
+          drawAll();
+        });
+      }
       document.documentElement.dataset.ready = "yes";
     } catch (error) {
       $("trouble").hidden = false;
