@@ -108,7 +108,8 @@ def select(
     known_rows = [row for row in chosen if row.get(key) is not None]
     ranked = sorted(known_rows, key=lambda row: row[key], reverse=order != "sqnr")
     if worst is not None:
-        _some(ranked, f"none of these sites has a number to sort by {order}", "--worst needs one", where)
+        hint = f"sort by one of {', '.join(one for one in SORTS if one != order)}"
+        _some(ranked, f"none of these sites has a number to sort by {order}", hint, where)
         return ranked[:worst]
     return ranked + [row for row in chosen if row.get(key) is None]
 

@@ -147,7 +147,7 @@
         hovertemplate: "%{x:.3g}: density %{y:.3g}<extra></extra>",
       };
     });
-    draw(id, traces, { xaxis: { title: { text: "value" } }, yaxis: { title: { text: "density" }, type: "log", exponentformat: "power", dtick: 2 } });
+    draw(id, traces, { xaxis: { title: { text: "value" } }, yaxis: { title: { text: "density" }, type: "log", exponentformat: "power", dtick: 1 } });
   }
 
   function ranges(site) {
