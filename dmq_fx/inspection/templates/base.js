@@ -31,7 +31,9 @@ const page = (() => {
   function draw(id, traces, extra) {
     const place = $(id);
     const nothing = !traces.some((trace) => trace.y && trace.y.length);
-    place.closest(".panel, .plot").hidden = nothing && place.closest(".panel") !== null;
+    const panel = place.closest(".panel");
+    if (panel) panel.hidden = nothing;
+    else place.style.height = nothing ? "auto" : "";
     if (nothing) {
       window.Plotly.purge(place);
       place.textContent = "nothing was measured";
