@@ -138,7 +138,8 @@ def test_a_lock_that_is_none(lock: str, child: Path, tmp_path: Path) -> None:
 def test_names_are_text(hostile: Path, folded: Path) -> None:
     found = compare(folded, hostile)
     page = diff_html(found)
-    assert "<script>alert" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;[red]" in page and "\x1b" not in page
+    assert "calibration.prompts" in page and "<script>alert" not in page and "&lt;script&gt;alert(3)" in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;[red]" in page and "\x1b" not in page
     shown = [str(part) for part in diff_lines(found)]
     assert not any("\x1b" in line for line in shown)
 

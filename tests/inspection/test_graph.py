@@ -86,5 +86,7 @@ def test_written_files(graph: Any, program: Program, found: Inspected, tmp_path:
     assert content["label"] == "a/b<c>\\x1b" and len(content["graphs"][0]["nodes"]) == len(graph.nodes)
     data = json.loads(written[-1].read_text())
     assert set(data) == {content["graphs"][0]["id"]} and data["graph"]["results"]
-    with pytest.raises(DmqError, match="cannot write the graph"):
-        write_graph(tmp_path / "no" / "graph.json", graph, {}, "a")
+    overlays = build_overlays(program, found.rows)
+    for path in (tmp_path / "no" / "graph.json", "/", ".", "a\0b", tmp_path):
+        with pytest.raises(DmqError, match="cannot write the graph"):
+            write_graph(path, graph, overlays, "a")

@@ -101,6 +101,7 @@ def test_names_are_text(hostile: Path) -> None:
     assert sum(tag == "script" for tag, _ in parsed.tags) == 4  # ours: data, plotly, two of code
     assert not any("onerror" in attributes for _, attributes in parsed.tags)
     assert "<script>alert(1)</script>[red]x[/]\\x1b[31m\\u202e" in " ".join(parsed.words)
+    assert "</pre></script><script>alert(3)</script>" in " ".join(parsed.words)  # the prompt, in the lock
     assert "\x1b" not in page and "\u202e" not in page
     data = json.loads(unpacked(page, "data-gz"))
     assert data["sites"][0]["name"] == "<script>alert(1)</script>[red]x[/]\\x1b[31m\\u202e"

@@ -161,13 +161,17 @@ def test_a_cell_of_the_errors_chooses_its_site(chromium: Open, report: str, foun
 def test_distributions_before_and_after_can_be_compared(chromium: Open, report: str, found: Inspected) -> None:
     """Their bins are not of one width, so heights are densities: the area below each curve is one."""
     page = load(chromium, report).page
-    scaled = next(row["name"] for row in found.rows if "gamma" in row["folds"])
-    assert found.statistics is not None
-    weight = found.statistics.of(scaled).weight
-    assert weight is not None and weight.before.limit != weight.after.limit
-    page.get_by_role("button", name=scaled, exact=True).click()
-    curves = page.evaluate("document.getElementById('plot-weight-histogram').data.map(({ y }) => y)")
-    widths = [2 * one.limit / len(one.shares) for one in (weight.before, weight.after)]
+    statistics = found.statistics
+    assert statistics is not None
+    kind, site, pair = next(
+        (kind, name, pair)
+        for name in statistics.sites
+        for kind, pair in (("weight", statistics.of(name).weight), ("input", statistics.of(name).input))
+        if pair is not None and pair.before.limit != pair.after.limit
+    )
+    page.get_by_role("button", name=site, exact=True).click()
+    curves = page.evaluate(f"document.getElementById('plot-{kind}-histogram').data.map(({{ y }}) => y)")
+    widths = [2 * one.limit / len(one.shares) for one in (pair.before, pair.after)]
     assert [sum(curve) * width for curve, width in zip(curves, widths, strict=True)] == pytest.approx([1, 1], abs=0.02)
 
 
