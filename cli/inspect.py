@@ -42,7 +42,7 @@ def inspect_command(
     from dmq_fx.inspection.text import plain
 
     if depth is not None and (sort or worst or html is not None or json):
-        raise DmqError("--depth closes modules of the tree; a list, a page and JSON have none", where="--depth")
+        raise DmqError("--depth closes modules of the tree; a list, a page and JSON have none")
     found = inspect_artifact(artifact, verify=None if verify else READ)
     rows = select(found.rows, site=site, role=role, op=op, sort=sort, worst=worst, where=artifact)
     if html is not None:

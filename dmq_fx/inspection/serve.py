@@ -105,8 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(unquote(parts.path))
 
     def _file(self, path: str) -> None:
+        file = self.server.app / (path.lstrip("/") or "index.html")
         try:
-            file = (self.server.app / (path.lstrip("/") or "index.html")).resolve()
+            file = file.resolve()
             body = file.read_bytes() if file.is_relative_to(self.server.app.resolve()) else None
         except (OSError, ValueError):  # no file, or no name that a file could have
             body = None
