@@ -35,11 +35,14 @@ def inspect_command(
 
     Example: [bold]dmq inspect out --site 'up_blocks.*.conv_shortcut'[/]
     """
+    from dmq_fx.errors import DmqError
     from dmq_fx.inspection import inspect_artifact, ranking_table, select, site_tree
     from dmq_fx.inspection.inspected import READ
     from dmq_fx.inspection.summary import summary_json, summary_lines, title
     from dmq_fx.inspection.text import plain
 
+    if depth is not None and (sort or worst or html is not None or json):
+        raise DmqError("--depth closes modules of the tree; a list, a page and JSON have none")
     found = inspect_artifact(artifact, verify=None if verify else READ)
     rows = select(found.rows, site=site, role=role, op=op, sort=sort, worst=worst, where=artifact)
     if html is not None:

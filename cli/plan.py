@@ -33,12 +33,16 @@ def plan_command(
     """
     from dmq_fx.backend_plan import plan_backend
     from dmq_fx.compiler import plan, resolve_recipe_for
+    from dmq_fx.errors import DmqError
     from dmq_fx.inspection import kernel_lines, site_rows, site_table
 
     check_offline(offline, model)
     with open_library(offline) as library:
         given: dict[str, Any] = {"overrides": set_ or (), "params": param or (), "library": library}
         if explain is not None:
+            if backend is not None:
+                hint = "`dmq plan --backend` without --explain tells every site's kernel"
+                raise DmqError("--explain says nothing of kernels", where="--backend", hint=hint)
             from dmq_fx.inspection.explain import explain_plan
 
             print_explanation(explain_plan(recipe, explain, model=model, **given), json)

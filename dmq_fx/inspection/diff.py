@@ -129,7 +129,7 @@ def _values(path: str, a: Any, b: Any) -> Iterator[Change]:
 
 
 def _rules(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> Iterator[Change]:
-    ours, theirs = ({_match(rule): rule for rule in side} for side in (a, b))
+    ours, theirs = _by_match(a), _by_match(b)
     for match in dict.fromkeys((*ours, *theirs)):
         one, other = (
             {key: value for key, value in side[match].items() if key != "match"} if match in side else None
@@ -138,6 +138,17 @@ def _rules(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> It
         yield from _values(f"rule {match}", one, other)
     order = [[match for match in side if match in ours and match in theirs] for side in (ours, theirs)]
     yield from _unequal([Change("order of rules", *order)])
+
+
+def _by_match(rules: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Rules by what they match, in order; a child's rule may match what its parent's does, and both are kept."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for rule in rules:
+        match, place = _match(rule), 1
+        while (name := match if place == 1 else f"{match} (rule {place} of these)") in found:
+            place += 1
+        found[name] = rule
+    return found
 
 
 def _match(rule: Mapping[str, Any]) -> str:

@@ -49,17 +49,26 @@ class Explanation:
 def explain_artifact(found: Inspected, name: str, *, graph: bool = True) -> Explanation:
     """Why a site of an artifact is as it is; graph: trace the model again, for the neighbourhood.
 
+    Rules and values are those of the recipe's own files, where dmq's library has them, else the lock's.
     Raises ArtifactError for a site that is not there.
     """
+    from dmq_fx.inspection.origin import recipe_origin
+    from dmq_fx.pass_api import pass_options
     from dmq_fx.recipe.source import read_source
 
     row = found.row(name)
     tree = read_source(found.lock_path).tree
     lock = tree.get("lock")
-    overrides = lock.plain().get("overrides", []) if lock else []
-    files = [(str(found.lock_path), tree)]
-    sites = whole_sites(row, found.table["splits"])
+    written = lock.plain() if lock else {}
+    overrides = written.get("overrides", [])
     notes = [f"--set {override} is in the lock already" for override in overrides]
+    origin = recipe_origin(written, found.recipe["digest"], pass_options())
+    if origin is None:
+        files, decided, overrides = [(str(found.lock_path), tree)], _rule_place(tree, row), []
+        notes.append("the lock has no values that were overridden: dmq's library has no such recipe")
+    else:
+        files, place = origin.files, _rule_number(row)
+        decided = None if place is None else origin.resolved.recipe.rules[place].where
     lines: tuple[str, ...] = ()
     readers = [name]
     if graph:
@@ -71,8 +80,8 @@ def explain_artifact(found: Inspected, name: str, *, graph: bool = True) -> Expl
     return Explanation(
         site=name,
         facts=(*facts, *_number_facts(found, name)),
-        rules=tuple(rule_reasons(files, sites, _rule_place(files[0][1], row))),
-        scheme=tuple(scheme_reasons(files, (), row["scheme"])),
+        rules=tuple(rule_reasons(files, whole_sites(row, found.table["splits"]), decided)),
+        scheme=tuple(scheme_reasons(files, overrides, row["scheme"])),
         numbers=tuple(_reported(found.report["passes"], readers)),
         neighbours=lines,
         notes=tuple(notes),
@@ -118,11 +127,14 @@ def explain_plan(
 
 def _rule_place(tree: Any, row: Mapping[str, Any]) -> str | None:
     """Where the rule of a row stands in the lock."""
-    if not row["rule"]:
-        return None
-    place = int(row["rule"].removeprefix("rules[").removesuffix("]"))
+    place = _rule_number(row)
     entries = tree.get("rules").entries()
-    return str(entries[place].where) if place < len(entries) else None
+    return str(entries[place].where) if place is not None and place < len(entries) else None
+
+
+def _rule_number(row: Mapping[str, Any]) -> int | None:
+    """Place of the rule of a row among the resolved recipe's."""
+    return int(row["rule"].removeprefix("rules[").removesuffix("]")) if row["rule"] else None
 
 
 def _plan_facts(planned: PlannedSite, steps: int) -> Iterator[tuple[str, str]]:

@@ -208,13 +208,14 @@ def write_graph(path: str | Path, graph: Any, overlays: Mapping[str, Any], label
     collection = need("model_explorer.graph_builder").GraphCollection(label=visible(label), graphs=[graph])
     model = need("model_explorer.node_data_builder").ModelNodeData
     texts = {target: json.dumps(asdict(collection))}
-    for name, overlay in overlays.items():
-        slug = "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
-        texts[target.with_name(f"{target.stem}.{slug}.json")] = model({GRAPH: overlay}).to_json_string()
     try:
+        for name, overlay in overlays.items():
+            slug = "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+            texts[target.with_name(f"{target.stem}.{slug}.json")] = model({GRAPH: overlay}).to_json_string()
         for file, text in texts.items():
             file.write_text(text, encoding="utf-8")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError: `/`, or a name that no file has
+        why = getattr(error, "strerror", None) or error
         hint = "use a file in a folder that exists"
-        raise DmqError(f"cannot write the graph: {error.strerror}", where=str(target), hint=hint) from error
+        raise DmqError(f"cannot write the graph: {why}", where=str(path), hint=hint) from error
     return list(texts)

@@ -20,19 +20,36 @@ from dmq_fx.errors import DmqError
 from dmq_fx.inspection.text import visible
 from dmq_fx.inspection.viz import need
 
+LEVEL = 7
+"""Of gzip: for 400 sites a quarter of level 9's time, and 1 % more bytes of the page."""
+
 
 def write_page(path: str | Path, page: str) -> Path:
-    """Write a page, or leave what was there; raises DmqError if it cannot be written."""
+    """Write a page, or leave what was there; raises DmqError if it cannot be written.
+
+    A link, a device or a pipe (/dev/stdout) is written to and stays what it is.
+    """
     target = Path(path)
+    try:
+        if target.is_symlink() or (target.exists() and not target.is_file()):
+            target.write_text(page, encoding="utf-8")
+        else:
+            _replace(target, page)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        hint = "use a file in a folder that exists"
+        raise DmqError(f"cannot write the page: {why}", where=str(path), hint=hint) from error
+    return target
+
+
+def _replace(target: Path, page: str) -> None:
     partial = target.with_name(f".{target.name[:100]}.{os.getpid()}")
     try:
         partial.write_text(page, encoding="utf-8")
         partial.replace(target)
-    except (OSError, ValueError) as error:
+    except OSError:
         partial.unlink(missing_ok=True)
-        hint = "use a file in a folder that exists"
-        raise DmqError(f"cannot write the page: {error}", where=str(target), hint=hint) from error
-    return target
+        raise
 
 
 def render_page(template: str, data: Any, **values: Any) -> str:
@@ -64,7 +81,8 @@ def _asset(name: str) -> str:
 
 
 def _packed(text: str) -> str:
-    return base64.b64encode(gzip.compress(text.encode("utf-8"), 9, mtime=0)).decode("ascii")
+    packed = gzip.compress(text.encode("utf-8"), LEVEL, mtime=0)
+    return base64.b64encode(packed).decode("ascii")
 
 
 def _sha256(text: str) -> str:

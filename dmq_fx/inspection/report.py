@@ -60,6 +60,7 @@ def report_html(found: Inspected, rows: Sequence[Mapping[str, Any]]) -> str:
         rows=[
             {**row, "scheme_text": scheme_text(row, found.slots), "fold_text": fold_text(row["folds"])} for row in rows
         ],
+        site_count=len(found.rows),
         role_names=sorted({role for row in rows for role in row["roles"]}),
         op_names=sorted({row["op"] for row in rows}),
         columns=COLUMNS,

@@ -78,7 +78,7 @@ def select(
 
     sort: `sqnr` (lowest first), `size` or `bops` (largest first); sites without that number come last. worst: only the
     first so many, by SQNR if no other order is given, and only sites that have the number. Raises DmqError, at
-    `where`, for a name, role or op that no site has.
+    `where`, for a name, role or op that no site has, and where nothing would be left.
     """
     chosen = [row for row in rows]
     if site is not None:
@@ -95,6 +95,10 @@ def select(
             hint = did_you_mean(wanted, known) or f"there are: {', '.join(known)}"
             raise DmqError(f"no site has the {what} {wanted!r}", where=where, hint=hint)
         chosen = [row for row in chosen if wanted in _listed(row[values])]
+    if rows and not chosen:
+        asked = {"site": site, "role": role, "op": op}
+        both = " and ".join(f"--{what} {value}" for what, value in asked.items() if value is not None)
+        raise DmqError(f"no site fits {both} at once", where=where, hint="leave one of them out")
     order = sort or ("sqnr" if worst is not None else None)
     if order is None:
         return chosen
@@ -104,6 +108,8 @@ def select(
     known_rows = [row for row in chosen if row.get(key) is not None]
     ranked = sorted(known_rows, key=lambda row: row[key], reverse=order != "sqnr")
     if worst is not None:
+        hint = f"sort by one of {', '.join(one for one in SORTS if one != order)}"
+        _some(ranked, f"none of these sites has a number to sort by {order}", hint, where)
         return ranked[:worst]
     return ranked + [row for row in chosen if row.get(key) is None]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import mimetypes
 import re
+import sys
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -67,6 +68,11 @@ class GraphServer(ThreadingHTTPServer):
             raise DmqError(f"cannot listen on port {port}: {error.strerror}", where="--port") from error
         self.url = f"http://{HOST}:{self.server_port}/?data={config.to_url_param_value()}"
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that went away in the middle of an answer is no error; anything else is shown."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: GraphServer  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -85,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(json.dumps(_IDLE[parts.path]).encode())
         elif parts.path == "/api/v1/load_graphs_json":
             self._answer(self.server.graphs.encode())
-        elif parts.path == "/api/v1/load_node_data" and query.get("node_data_index", "").isdigit():
+        elif parts.path == "/api/v1/load_node_data" and query.get("node_data_index", "").isdecimal():
             place = int(query["node_data_index"])
             if place < len(self.server.node_data):
                 self._answer(json.dumps({"content": self.server.node_data[place]}).encode())
@@ -99,11 +105,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(unquote(parts.path))
 
     def _file(self, path: str) -> None:
-        file = (self.server.app / (path.lstrip("/") or "index.html")).resolve()
-        if not file.is_relative_to(self.server.app.resolve()) or not file.is_file():
+        file = self.server.app / (path.lstrip("/") or "index.html")
+        try:
+            file = file.resolve()
+            body = file.read_bytes() if file.is_relative_to(self.server.app.resolve()) else None
+        except (OSError, ValueError):  # no file, or no name that a file could have
+            body = None
+        if body is None:
             self._answer(b"", status=HTTPStatus.NOT_FOUND)
             return
-        body = file.read_bytes()
         if file.name == "index.html":
             body = _OUTSIDE.sub("", body.decode("utf-8")).encode("utf-8")
         self._answer(body, kind=mimetypes.guess_type(file.name)[0] or "application/octet-stream")

@@ -37,12 +37,14 @@ class Side:
 
 
 def load_sides(a: str, b: str, *, model: str | None = None) -> tuple[Side, Side]:
-    """Read both; raises RecipeError or ArtifactError.
+    """Read both; raises RecipeError or ArtifactError, and DmqError for a model that nothing would be planned for.
 
     model: what recipes and locks are planned for. Without it, the model of the lock or of the other side's lock or
     artifact, else the one that `dmq plan` takes.
     """
     folders = {text: inspect_artifact(text) for text in (a, b) if Path(text).is_dir()}
+    if model is not None and {a, b} == folders.keys():
+        raise DmqError("artifacts are compared as they were compiled, for no other model", where="--model")
     locks = {text: _lock_origin(text) for text in (a, b) if text not in folders}
     origins = [found.model["origin"] for found in folders.values()] + [origin for origin in locks.values() if origin]
     wanted = {text: model or locks.get(text) or next(iter(origins), DEFAULT_MODEL) for text in (a, b)}
@@ -71,7 +73,13 @@ def _artifact(label: str, found: Inspected) -> Side:
 def _recipe(label: str, model: str, is_lock: bool) -> Side:
     from dmq_fx.compiler import plan, resolve_recipe
 
-    resolved = resolve_recipe(label)
+    try:
+        resolved = resolve_recipe(label)
+    except RecipeError as error:
+        if Path(label).exists() or type(error) is not RecipeError:  # it was found, and is not valid
+            raise
+        hint = f"{error.hint or 'check the name'}; an artifact's folder is not there either"
+        raise RecipeError(error.message, where=error.where, hint=hint) from error
     side = Side(label, "lock" if is_lock else "recipe", resolved.document)
     try:
         made = plan(label, model=model)
@@ -92,5 +100,6 @@ def _lock_origin(reference: str) -> str | None:
     from dmq_fx.recipe.source import read_source
 
     lock = read_source(path).tree.get("lock")
-    origin = lock.plain().get("model", {}).get("origin") if lock is not None and lock.is_mapping else None
+    model = lock.get("model") if lock is not None and lock.is_mapping else None
+    origin = model.plain().get("origin") if model is not None and model.is_mapping else None
     return origin if isinstance(origin, str) else None

@@ -85,18 +85,25 @@ def scheme_reasons(files: Sequence[tuple[str, Node]], overrides: Sequence[str], 
     taken: set[str] = set()
     for override in reversed(overrides):
         path, _, value = override.partition("=")
-        if path.strip().startswith(f"schemes.{scheme}"):
-            found.append(Reason(f"--set {override}", f"{path.strip()} = {value}", path.strip() not in taken))
-            taken.add(path.strip())
+        path = path.strip()
+        if _within(path, f"schemes.{scheme}"):
+            holds = not any(_within(path, one) for one in taken)
+            found.append(Reason(f"--set {override}", f"{path} = {value}", holds))
+            taken.add(path)
     for _, tree in files:
         schemes = tree.get("schemes")
         node = schemes.get(scheme) if schemes else None
         for path, value in _leaves(node, f"schemes.{scheme}") if node else ():
-            holds = not any(path == one or path.startswith(f"{one}.") or one.startswith(f"{path}.") for one in taken)
+            holds = not any(_within(path, one) or _within(one, path) for one in taken)
             found.append(Reason(str(value.where), f"{path} = {_short(value.plain())}", holds))
         if node:
             taken |= {path for path, _ in _leaves(node, f"schemes.{scheme}")}
     return found
+
+
+def _within(path: str, outer: str) -> bool:
+    """`path` is the key `outer`, or one below it."""
+    return path == outer or path.startswith(f"{outer}.")
 
 
 def _leaves(node: Node, path: str) -> list[tuple[str, Node]]:

@@ -55,6 +55,10 @@ def test_json_has_everything(artifact: Path) -> None:
         (("--sort", "size2"), "cannot sort by 'size2'"),
         (("--site", "re:["), "is no regular expression"),
         (("--html", "/nowhere/page.html"), "cannot write the page"),
+        (("--html", ""), "cannot write the page"),
+        (("--site", "conv_in", "--role", "last"), "no site fits --site conv_in and --role last at once"),
+        (("--op", "attention", "--worst", "3"), "none of these sites has a number to sort by sqnr"),
+        (("--worst", "3", "--depth", "1"), "--depth closes modules of the tree"),
     ],
 )
 def test_bad_questions(artifact: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -107,11 +111,13 @@ def test_explain(artifact: Path, pipeline_folder: Path) -> None:
     site = "mid_block.resnets.0.conv1"
     result = dmq("explain", site, "--artifact", artifact)
     assert result.exit_code == 0, result.stderr
-    assert "decides" in result.stdout and "recipe.lock.yaml:" in result.stdout and "> conv2d" in result.stdout
+    assert "decides" in result.stdout and "ptq/base@1.0.0.yaml:" in result.stdout and "> conv2d" in result.stdout
     found = json.loads(dmq("explain", site, "--artifact", artifact, "--no-graph", "--json").stdout)
     assert found["neighbours"] == [] and found["rules"][-1]["holds"]
     planned = dmq("plan", "ptq/w8a8", "--model", pipeline_folder, "--explain", site)
     assert planned.exit_code == 0 and "base@1.0.0.yaml:" in planned.stdout
+    both = dmq("plan", "ptq/w8a8", "--model", pipeline_folder, "--explain", site, "--backend", "x86_int8")
+    assert both.exit_code == 2 and "--explain says nothing of kernels" in both.stderr
     unknown = dmq("plan", "ptq/w8a8", "--model", pipeline_folder, "--explain", "mid_block.resnets.0.conv3")
     assert unknown.exit_code == 2 and "did you mean" in unknown.stderr and site in unknown.stderr
 

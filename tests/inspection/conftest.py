@@ -68,9 +68,12 @@ def edited() -> Edit:
 HOSTILE = "<script>alert(1)</script>[red]x[/]\x1b[31m\u202e"
 
 
+PROMPT = "</pre></script><script>alert(3)</script>"
+
+
 @pytest.fixture(scope="session")
 def hostile(folded: Path, edited: Edit, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifact whose first site, recipe and model are called by things that a page or terminal might act on."""
+    """An artifact whose first site, recipe, model and prompt a page or terminal might act on."""
     table = json.loads((folded / "quantization.json").read_text())
     report = json.loads((folded / "report.json").read_text())
     old = table["sites"][0]["name"]
@@ -81,5 +84,12 @@ def hostile(folded: Path, edited: Edit, tmp_path_factory: pytest.TempPathFactory
     manifest = read_manifest(folded)
     recipe = {**manifest.content["recipe"], "name": HOSTILE}
     model = {**manifest.content["model"], "origin": f"{HOSTILE}/model"}
-    changes = {"quantization.json": table, "report.json": report, "manifest": {"recipe": recipe, "model": model}}
+    lock = (folded / "recipe.lock.yaml").read_text()
+    assert lock.count("prompts: []") == 1
+    changes: dict[str, Any] = {
+        "quantization.json": table,
+        "report.json": report,
+        "manifest": {"recipe": recipe, "model": model},
+    }
+    changes["recipe.lock.yaml"] = lock.replace("prompts: []", f"prompts: ['{PROMPT}']").encode()
     return edited(folded, tmp_path_factory.mktemp("hostile") / "out", changes)

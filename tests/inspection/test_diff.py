@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dmq_fx.errors import RecipeError
+from dmq_fx.errors import DmqError, RecipeError
 from dmq_fx.inspection.diff import Change, Difference, difference
 from dmq_fx.inspection.diff_report import diff_html
 from dmq_fx.inspection.diff_text import diff_lines
-from dmq_fx.inspection.sides import load_sides
+from dmq_fx.inspection.sides import Side, load_sides
 
 CHILD = """dmq: 1
 name: test/child
@@ -64,6 +64,18 @@ def test_order_of_rules_matters(tmp_path: Path) -> None:
     assert [change.what for change in difference(*documents).recipe] == ["order of rules"]
 
 
+def test_rules_that_match_the_same_are_all_compared() -> None:
+    """A child's rule may match what its parent's does, and then the first of the two decides."""
+    rules = [{"match": {"op": ["conv2d"]}, "scheme": scheme} for scheme in ("a", "b", "c")]
+    sides = [
+        Side(name, "recipe", {"rules": some}) for name, some in (("A", [rules[0], rules[1]]), ("B", rules[2:0:-1]))
+    ]
+    found = difference(*sides)
+    assert found.recipe == (Change("rule op: [conv2d].scheme", "a", "c"),) and not found.same
+    shorter = difference(sides[0], Side("B", "recipe", {"rules": [rules[0]]}))
+    assert [change.what for change in shorter.recipe] == ["rule op: [conv2d] (rule 2 of these)"]
+
+
 def test_two_artifacts(artifact: Path, folded: Path) -> None:
     found = compare(artifact, folded)
     sites = {change.site: change for change in found.sites}
@@ -103,14 +115,31 @@ def test_what_cannot_be_planned_is_compared_as_text(child: Path) -> None:
     found = compare("ptq/w8a8", child, model="builtin:ddpm-mnistt")
     assert found.sites == () and found.recipe
     assert any("ptq/w8a8 was not planned for builtin:ddpm-mnistt" in note for note in found.notes)
-    with pytest.raises(RecipeError, match="the library has no recipe"):
+    with pytest.raises(RecipeError, match=r"the library has no recipe(.|\n)*did you mean(.|\n)*folder is not there"):
         compare("ptq/w8a9", child)
+    with pytest.raises(RecipeError, match=r"neither a recipe's name nor a file(.|\n)*folder is not there"):
+        compare("/nowhere", child)
+
+
+def test_a_model_for_two_artifacts(artifact: Path, folded: Path) -> None:
+    """They were compiled for theirs: another one would be left out silently."""
+    with pytest.raises(DmqError, match="for no other model") as error:
+        compare(artifact, folded, model="builtin:ddpm-mnist")
+    assert error.value.where == "--model"
+
+
+@pytest.mark.parametrize("lock", ["5", "{model: 5}", "{model: {origin: [1]}}", "null"])
+def test_a_lock_that_is_none(lock: str, child: Path, tmp_path: Path) -> None:
+    (tmp_path / "lock.yaml").write_text(f"{CHILD}lock: {lock}\n")
+    with pytest.raises(RecipeError, match="lock"):
+        compare(tmp_path / "lock.yaml", child, model="nowhere")
 
 
 def test_names_are_text(hostile: Path, folded: Path) -> None:
     found = compare(folded, hostile)
     page = diff_html(found)
-    assert "<script>alert" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;[red]" in page and "\x1b" not in page
+    assert "calibration.prompts" in page and "<script>alert" not in page and "&lt;script&gt;alert(3)" in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;[red]" in page and "\x1b" not in page
     shown = [str(part) for part in diff_lines(found)]
     assert not any("\x1b" in line for line in shown)
 

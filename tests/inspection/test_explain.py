@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from dmq_fx.errors import ArtifactError, DmqError
-from dmq_fx.inspection import Inspected
+from dmq_fx.inspection import Inspected, inspect_artifact
 from dmq_fx.inspection.explain import explain_artifact, explain_plan
 from dmq_fx.inspection.explain_text import explain_lines
+from dmq_fx.inspection.origin import recipe_origin
+from dmq_fx.inspection.why import scheme_reasons
 
 CHILD = """dmq: 1
 name: test/child
@@ -52,6 +54,15 @@ def test_a_plan_with_set(child: Path, pipeline_folder: Path) -> None:
     assert sum(reason.holds for reason in other.rules) == 1 and dict(other.facts)["scheme"].endswith("(boundary)")
 
 
+def test_a_set_of_a_scheme_with_a_longer_name_is_none_of_this_one() -> None:
+    overrides = ("schemes.a.weight.bits=2", "schemes.ab.weight.bits=3", "schemes.a.weight={bits: 4}", "schemes.ab=1")
+    found = scheme_reasons([], overrides, "a")
+    assert [(reason.where, reason.holds) for reason in found] == [
+        ("--set schemes.a.weight={bits: 4}", True),
+        ("--set schemes.a.weight.bits=2", False),
+    ]
+
+
 def test_neighbours(child: Path, pipeline_folder: Path) -> None:
     lines = explain_plan(child, SITE, model=str(pipeline_folder)).neighbours
     at = next(index for index, line in enumerate(lines) if line.startswith("> conv2d"))
@@ -76,6 +87,41 @@ def test_an_artifact_tells_the_numbers(found: Inspected) -> None:
         line.startswith(">") for line in why.neighbours
     )
     assert any("calibration.samples=8 is in the lock already" in note for note in why.notes)
+
+
+def test_an_artifact_of_a_library_recipe_tells_its_files(artifact: Path, edited, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """The files that wrote rules and values, if they are those that were compiled; the lock alone if they are not."""
+    found = inspect_artifact(artifact)
+    why = explain_artifact(found, SITE, graph=False)
+    (rule,) = why.rules
+    assert rule.holds and "ptq/base@1.0.0.yaml:" in rule.where and "op: [conv1d, conv2d" in rule.text
+    assert why.scheme and all("ptq/base@1.0.0.yaml:" in reason.where for reason in why.scheme)
+    first = explain_artifact(found, "conv_in", graph=False)
+    assert [reason.holds for reason in first.rules] == [True, False] and "role: [first, last]" in first.rules[0].text
+    changed = {"recipe": {**found.recipe, "digest": "0" * 64}}
+    other = explain_artifact(
+        inspect_artifact(edited(artifact, tmp_path / "a", {"manifest": changed})), SITE, graph=False
+    )
+    assert all("recipe.lock.yaml:" in reason.where for reason in (*other.rules, *other.scheme))
+    assert any("no values that were overridden" in note for note in other.notes)
+
+
+def test_what_a_set_overrode_in_the_library_recipe() -> None:
+    from dmq_fx.compiler import resolve_recipe
+    from dmq_fx.pass_api import pass_options
+
+    resolved = resolve_recipe("ptq/w4a8", ("schemes.body.weight.bits=5",), seed=3)
+    lock = {"recipe": {"name": "ptq/w4a8", "version": "1.0.0"}, "overrides": list(resolved.overrides)}
+    origin = recipe_origin(lock, resolved.digest, pass_options())
+    assert origin is not None and recipe_origin(lock, "0" * 64, pass_options()) is None
+    bits = [r for r in scheme_reasons(origin.files, lock["overrides"], "body") if "weight.bits" in r.text]
+    assert [(r.text.rpartition(" ")[2], r.holds) for r in bits] == [("5", True), ("4", False), ("8", False)]
+    assert [r.where.rpartition("/ptq/")[2].partition(":")[0] for r in bits[1:]] == [
+        "w4a8@1.0.0.yaml",
+        "base@1.0.0.yaml",
+    ]
+    for gone in ({"name": "mine/careful", "version": "1.0.0"}, None):
+        assert recipe_origin({**lock, "recipe": gone}, resolved.digest, pass_options()) is None
 
 
 def test_sites_that_share_integers_share_numbers(found: Inspected) -> None:

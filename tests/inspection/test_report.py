@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.numpy import save
 
 from dmq_fx.errors import DmqError
 from dmq_fx.inspection import Inspected, inspect_artifact, viz
+from dmq_fx.inspection.page import write_page
 from dmq_fx.inspection.report import report_html, write_report
 
 LIMIT = 5_000_000
@@ -99,6 +101,7 @@ def test_names_are_text(hostile: Path) -> None:
     assert sum(tag == "script" for tag, _ in parsed.tags) == 4  # ours: data, plotly, two of code
     assert not any("onerror" in attributes for _, attributes in parsed.tags)
     assert "<script>alert(1)</script>[red]x[/]\\x1b[31m\\u202e" in " ".join(parsed.words)
+    assert "</pre></script><script>alert(3)</script>" in " ".join(parsed.words)  # the prompt, in the lock
     assert "\x1b" not in page and "\u202e" not in page
     data = json.loads(unpacked(page, "data-gz"))
     assert data["sites"][0]["name"] == "<script>alert(1)</script>[red]x[/]\\x1b[31m\\u202e"
@@ -164,6 +167,37 @@ def test_a_page_that_cannot_be_written(found: Inspected, tmp_path: Path) -> None
     with pytest.raises(DmqError, match="cannot write the page"):
         write_report(tmp_path / "folder", found, found.rows)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("path", ["", "/", ".", "a\0b"])
+def test_a_path_that_no_file_has(path: str) -> None:
+    with pytest.raises(DmqError, match=r"cannot write the page(.|\n)*a folder that exists"):
+        write_page(path, "page")
+
+
+def test_a_path_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(DmqError, match="cannot write the page: Not a directory"):
+        write_page(tmp_path / "file" / "page.html", "page")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_devices_and_links_stay_what_they_are(tmp_path: Path) -> None:
+    """`--html /dev/stdout`, by root too, is no reason to put a file in its place."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_page(pipe, "page")
+    assert pipe.is_fifo() and os.read(reader, 100) == b"page"
+    os.close(reader)
+    link.symlink_to(tmp_path / "there")
+    write_page(link, "page")
+    assert link.is_symlink() and (tmp_path / "there").read_text() == "page"
+
+
+def test_a_page_about_some_sites_says_so(found: Inspected, page: str) -> None:
+    some = " ".join(Page(report_html(found, found.rows[:3])).words)
+    assert f"About 3 of {len(found.rows)} sites" in some and "the overview counts all" not in page
 
 
 def test_the_extra_is_named(found: Inspected, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -126,6 +127,54 @@ def test_it_prints(chromium: Open, report: str, found: Inspected) -> None:
     assert len(page.pdf()) > 20_000
 
 
+def test_a_dark_page_prints_black_on_white(chromium: Open, report: str) -> None:
+    """Plots take their colours from the look of the page, and a page is still dark when a browser begins to print."""
+    page = load(chromium, report, scheme="dark").page
+    color = "getComputedStyle(document.querySelector('#plot-trajectory .xtick text')).fill"
+    assert page.evaluate(color) == "rgb(230, 237, 243)"
+    page.evaluate(f"addEventListener('beforeprint', () => {{ window.printed = {color}; }})")
+    page.pdf()
+    assert page.evaluate("window.printed") == "rgb(0, 0, 0)"
+    assert page.evaluate(color) == "rgb(230, 237, 243)"
+
+
+def test_a_cell_of_the_errors_chooses_its_site(chromium: Open, report: str, found: Inspected) -> None:
+    page = (watched := load(chromium, report)).page
+    drawn = "document.getElementById('plot-heatmap').data[0]"
+    sites: list[str] = []
+    for kind in ("local", "accumulated"):  # a product of activations that is not quantized has the latter alone
+        page.get_by_label("SQNR of a site's output").select_option(kind)
+        errors = found.errors[f"{kind}_sqnr_db"]
+        sites = [row["name"] for row in found.rows if row["name"] in errors]
+        assert page.evaluate(f"{drawn}.z") == [errors[name] for name in sites]
+    box = page.locator("#plot-heatmap .nsewdrag").bounding_box()
+    assert box is not None
+    row = 14
+    assert sites[row] not in found.errors["local_sqnr_db"]
+    at = {"x": box["width"] / 2, "y": box["height"] * (row + 0.5) / len(sites)}
+    page.locator("#plot-heatmap .nsewdrag").hover(position=at)
+    page.locator("#plot-heatmap .nsewdrag").click(position=at)
+    assert page.locator("#site-title").text_content() == sites[row]
+    assert watched.errors == []
+
+
+def test_distributions_before_and_after_can_be_compared(chromium: Open, report: str, found: Inspected) -> None:
+    """Their bins are not of one width, so heights are densities: the area below each curve is one."""
+    page = load(chromium, report).page
+    statistics = found.statistics
+    assert statistics is not None
+    kind, site, pair = next(
+        (kind, name, pair)
+        for name in statistics.sites
+        for kind, pair in (("weight", statistics.of(name).weight), ("input", statistics.of(name).input))
+        if pair is not None and pair.before.limit != pair.after.limit
+    )
+    page.get_by_role("button", name=site, exact=True).click()
+    curves = page.evaluate(f"document.getElementById('plot-{kind}-histogram').data.map(({{ y }}) => y)")
+    widths = [2 * one.limit / len(one.shares) for one in (pair.before, pair.after)]
+    assert [sum(curve) * width for curve, width in zip(curves, widths, strict=True)] == pytest.approx([1, 1], abs=0.02)
+
+
 def test_names_do_nothing(chromium: Open, hostile: Path, tmp_path: Path) -> None:
     artifact = inspect_artifact(hostile)
     watched = load(chromium, write_report(tmp_path / "page.html", artifact, artifact.rows).as_uri())
@@ -139,9 +188,25 @@ def test_names_do_nothing(chromium: Open, hostile: Path, tmp_path: Path) -> None
     assert watched.errors == [] and page.locator("img[onerror]").count() == 0
 
 
+def test_what_was_not_kept_leaves_no_empty_frames(chromium: Open, artifact: Path, edited, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    report = json.loads((artifact / "report.json").read_text())
+    bare = inspect_artifact(
+        edited(artifact, tmp_path / "a", {"inspection.safetensors": None, "report.json": {**report, "errors": {}}})
+    )
+    watched = load(chromium, write_report(tmp_path / "page.html", bare, bare.rows).as_uri())
+    assert watched.page.locator(".panel:visible").count() == 0 and watched.errors == []
+    box = watched.page.locator("#plot-trajectory").bounding_box()
+    assert box is not None and box["height"] < 60
+    assert watched.page.locator("#plot-trajectory").text_content() == "nothing was measured"
+
+
 def test_the_page_of_a_difference(chromium: Open, folded: Path, artifact: Path, tmp_path: Path) -> None:
     page = write_diff(tmp_path / "diff.html", difference(*load_sides(str(artifact), str(folded))))
     watched = load(chromium, page.as_uri(), width=390)
     assert watched.errors == [] and [url for url in watched.requests if url.startswith("http")] == []
     assert watched.page.locator("#plot-trajectory .scatterlayer .trace").count() == 6
     assert watched.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    ends = watched.page.eval_on_selector_all(
+        ".sides td:last-child", "all => all.map(one => one.getBoundingClientRect().right)"
+    )
+    assert len(ends) > 20 and max(ends) <= 390  # B stands beside A, not out of sight

@@ -49,6 +49,8 @@ def test_select(asked: dict[str, Any], names: list[str]) -> None:
         ({"role": "firsst"}, "no site has the role 'firsst'\n  hint: did you mean 'first'?"),
         ({"op": "matmul"}, "there are: conv2d, linear"),
         ({"sort": "name"}, "cannot sort by 'name'"),
+        ({"site": "a.*", "role": "last"}, "no site fits --site a.* and --role last at once"),
+        ({"worst": 3, "op": "linear"}, "none of these sites has a number to sort by sqnr"),
     ],
 )
 def test_select_says_what_there_is(asked: dict[str, Any], message: str) -> None:

@@ -43,17 +43,38 @@ def test_the_graph_and_its_overlays(server: GraphServer, found: Inspected) -> No
     assert len(graphs["graphs"][0]["nodes"]) > len(found.rows)
     content = json.loads(get(server, "/api/v1/load_node_data?node_data_index=4")[1])["content"]
     assert json.loads(content)["graph"]["results"]
-    assert get(server, "/api/v1/load_node_data?node_data_index=99")[0] == 404
+    for index in ("99", "-1", "x", "%C2%B2"):
+        assert get(server, f"/api/v1/load_node_data?node_data_index={index}")[0] == 404
     assert get(server, "/check_health") == (200, b"model_explorer_ok")
 
 
 def test_the_page_names_no_other_host(server: GraphServer) -> None:
     status, body = get(server, "/")
-    assert (status == 200 and b"gstatic" not in body and b"<app-root" in body) or b"Model Explorer" in body
+    whole = (server.app / "index.html").read_bytes()
+    assert status == 200 and b"gstatic" in whole and b"gstatic" not in body
+    assert b"<app-root" in body and b"<script" in body
+
+
+def test_a_browser_that_went_away_is_no_error(server: GraphServer, capfd: pytest.CaptureFixture[str]) -> None:
+    for error in (BrokenPipeError(), ConnectionResetError(), ValueError("a fault")):
+        try:
+            raise error
+        except (OSError, ValueError):
+            server.handle_error(None, ("127.0.0.1", 1))
+    assert capfd.readouterr().err.count("Traceback") == 1
 
 
 @pytest.mark.parametrize(
-    "path", ["/api/v1/read_text_file?path=/etc/passwd", "/../__init__.py", "/%2e%2e/__init__.py", "//etc/passwd", "/no"]
+    "path",
+    [
+        "/api/v1/read_text_file?path=/etc/passwd",
+        "/../__init__.py",
+        "/%2e%2e/__init__.py",
+        "//etc/passwd",
+        "/no",
+        "/%00",
+        "/" + 300 * "a",
+    ],
 )
 def test_no_other_file_is_served(server: GraphServer, path: str) -> None:
     assert get(server, path) == (404, b"")

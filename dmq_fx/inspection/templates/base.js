@@ -31,7 +31,9 @@ const page = (() => {
   function draw(id, traces, extra) {
     const place = $(id);
     const nothing = !traces.some((trace) => trace.y && trace.y.length);
-    place.closest(".panel, .plot").hidden = nothing && place.closest(".panel") !== null;
+    const panel = place.closest(".panel");
+    if (panel) panel.hidden = nothing;
+    else place.style.height = nothing ? "auto" : "";
     if (nothing) {
       window.Plotly.purge(place);
       place.textContent = "nothing was measured";
@@ -51,8 +53,12 @@ const page = (() => {
       document.head.append(library);
       drawAll();
       matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-      addEventListener("beforeprint", drawAll);
-      addEventListener("afterprint", drawAll);
+      for (const [event, printing] of [["beforeprint", true], ["afterprint", false]]) {
+        addEventListener(event, () => {
+          document.documentElement.toggleAttribute("data-printing", printing); // the screen's colours still hold here
+          drawAll();
+        });
+      }
       document.documentElement.dataset.ready = "yes";
     } catch (error) {
       $("trouble").hidden = false;

@@ -136,17 +136,18 @@
   function histogram(id, kind, part) {
     const traces = pairs(kind, part).map(([name, one], index) => {
       const bins = one.histogram.length;
-      const kept = one.histogram.map((share, bin) => [(((bin + 0.5) * 2) / bins - 1) * one.histogram_limit, share]).filter(([, share]) => share > 0);
+      const width = (2 * one.histogram_limit) / bins; // not the same before and after: shares of bins are no heights
+      const kept = one.histogram.map((share, bin) => [(bin + 0.5) * width - one.histogram_limit, share / width]).filter(([, height]) => height > 0);
       return {
         name,
         x: kept.map(([middle]) => middle),
-        y: kept.map(([, share]) => share),
+        y: kept.map(([, height]) => height),
         mode: "lines",
         line: { shape: "hvh", width: 1.3, color: colors[index] },
-        hovertemplate: "%{x:.3g}: %{y:.2e} of the values<extra></extra>",
+        hovertemplate: "%{x:.3g}: density %{y:.3g}<extra></extra>",
       };
     });
-    draw(id, traces, { xaxis: { title: { text: "value" } }, yaxis: { title: { text: "share" }, type: "log", exponentformat: "power", dtick: 2 } });
+    draw(id, traces, { xaxis: { title: { text: "value" } }, yaxis: { title: { text: "density" }, type: "log", exponentformat: "power", dtick: 1 } });
   }
 
   function ranges(site) {
