@@ -53,12 +53,10 @@ def pack(values: torch.Tensor, bits: int, *, offset: int) -> torch.Tensor:
             )
     packed = np.empty(packed_size(flat.size, bits), dtype=np.uint8)
     for start in range(0, flat.size, CHUNK_VALUES):
-        chunk = flat[start : start + CHUNK_VALUES].astype(np.int64) - offset
-        groups = np.zeros((-(-chunk.size // GROUP), GROUP), dtype="<u8")
-        groups.reshape(-1)[: chunk.size] = chunk
-        word = np.zeros(len(groups), dtype="<u8")
-        for i in range(GROUP):
-            word |= groups[:, i] << np.uint64(i * bits)
+        chunk = flat[start : start + CHUNK_VALUES].astype(np.uint8)  # modulo 256, as is the difference
+        groups = np.zeros((-(-chunk.size // GROUP), GROUP), dtype=np.uint8)
+        groups.reshape(-1)[: chunk.size] = chunk - np.uint8(offset % 256)
+        word = _squeezed(groups.reshape(-1).view("<u8"), bits)
         first = start // GROUP * bits
         packed[first : first + len(groups) * bits] = word.view(np.uint8).reshape(-1, GROUP)[:, :bits].reshape(-1)
     return torch.from_numpy(packed)
@@ -93,20 +91,39 @@ def unpack(
     stored = packed.detach().cpu().numpy()
     values = torch.empty(count, dtype=dtype)
     into = values.numpy()
+    wide = np.int16 if dtype in (torch.uint8, torch.int8) else into.dtype
     for start in range(0, count, CHUNK_VALUES):
         size = min(CHUNK_VALUES, count - start)
         groups = np.zeros((-(-size // GROUP), GROUP), dtype=np.uint8)
         first = start // GROUP * bits
         groups[:, :bits] = stored[first : first + len(groups) * bits].reshape(-1, bits)
-        word = groups.reshape(-1).view("<u8")
-        chunk = np.empty((len(groups), GROUP), dtype=np.int64)
-        for i in range(GROUP):
-            chunk[:, i] = (word >> np.uint64(i * bits)) & np.uint64(2**bits - 1)
-        flat = chunk.reshape(-1)
+        flat = _spread(groups.reshape(-1).view("<u8"), bits).view(np.uint8)
         if flat[size:].any():
             raise ArtifactError(f"the padding after {count} values of {bits} bits is not zero")
-        into[start : start + size] = flat[:size] + offset
+        np.add(flat[:size], offset, out=into[start : start + size], dtype=wide, casting="unsafe")
     return values.reshape(tuple(shape))
+
+
+_LANES = ((16, 0x00FF00FF00FF00FF), (32, 0x0000FFFF0000FFFF), (64, 0x00000000FFFFFFFF))
+"""Lanes of a word in bits, and the lower half of each."""
+
+
+def _squeezed(word: np.ndarray, bits: int) -> np.ndarray:
+    """Words of 8 bytes, a value each, to words of 8 values of `bits` bits: halves of ever wider lanes move together."""
+    width = bits
+    for lane, lower in _LANES:
+        word = (word & np.uint64(lower)) | ((word >> np.uint64(lane // 2)) & np.uint64(lower)) << np.uint64(width)
+        width *= 2
+    return word
+
+
+def _spread(word: np.ndarray, bits: int) -> np.ndarray:
+    """What `_squeezed` was given."""
+    for lane, lower in reversed(_LANES):
+        width = bits * lane // 16
+        held = np.uint64(lower & sum((2**width - 1) << start for start in range(0, 64, lane)))
+        word = (word & held) | ((word >> np.uint64(width)) & held) << np.uint64(lane // 2)
+    return word
 
 
 def packed_rows_size(columns: int, bits: torch.Tensor) -> int:

@@ -16,6 +16,9 @@ from dmq_fx.calibration.streaming import batches, nearest_slot, quantized_output
 from dmq_fx.program.output_shift import output_shift_rows
 from dmq_fx.program.program import Program
 
+CHUNK_ELEMENTS = 2**17
+"""Values that are squared at once: few enough for a core's cache."""
+
 
 class Power:
     """Sums of squares of a signal and of its error, by slot: float64 [slots] each."""
@@ -26,14 +29,15 @@ class Power:
 
     def add(self, exact: Tensor, approximate: Tensor, slot: Tensor | None = None) -> None:
         """slot: of every sample, [batch]; values whose first dimension is a multiple of it, or none, count alike."""
-        error = exact.double() - approximate.double()
-        for sums, values in ((self.signal, exact.double()), (self.noise, error)):
-            if slot is None or values.dim() == 0 or values.shape[0] % len(slot):
-                sums[0 if slot is None else int(slot[0])] += float(values.square().sum())
-            else:
-                by_row = values.square().flatten(1).sum(1) if values.dim() > 1 else values.square()
-                rows = slot.repeat_interleave(values.shape[0] // len(slot))
-                sums.index_add_(0, rows.cpu(), by_row.cpu())
+        by_row = slot is not None and exact.dim() > 0 and exact.shape[0] % len(slot) == 0
+        rows = exact.shape[0] if by_row else 1
+        signal, noise = _squares(exact.reshape(rows, -1), approximate.reshape(rows, -1))
+        if slot is None:
+            into = torch.zeros(1, dtype=torch.int64)
+        else:
+            into = (slot.repeat_interleave(rows // len(slot)) if by_row else slot[:1]).cpu()
+        self.signal.index_add_(0, into, signal.cpu())
+        self.noise.index_add_(0, into, noise.cpu())
 
     @property
     def sqnr_db(self) -> float | None:
@@ -44,6 +48,18 @@ class Power:
     def by_slot(self) -> list[float | None]:
         """The same of every slot."""
         return [_decibels(*pair) for pair in zip(self.signal.tolist(), self.noise.tolist(), strict=True)]
+
+
+def _squares(exact: Tensor, approximate: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of squares of [rows, values] and of their error, float64 [rows]; few values at a time become float64."""
+    signal = torch.zeros(len(exact), dtype=torch.float64, device=exact.device)
+    noise = torch.zeros_like(signal)
+    columns = max(1, CHUNK_ELEMENTS // max(1, len(exact)))
+    for one, other in zip(exact.split(columns, 1), approximate.split(columns, 1), strict=True):
+        values = one.double()
+        signal += values.square().sum(1)
+        noise += (values - other.double()).square_().sum(1)
+    return signal, noise
 
 
 def finite(value: float) -> float | None:
@@ -96,7 +112,7 @@ def measure_propagation(
     def measure(call: SiteCall) -> None:
         name, slot = call.planned.name, call.slot
         if call.planned.quantized:
-            approximate = quantized_output(program, call.planned, call.exact_args, slot)
+            approximate = quantized_output(program, call.planned, call.exact_args, slot, call.weight)
             found.local.setdefault(name, Power(slots)).add(call.exact, approximate, slot)
         found.accumulated.setdefault(name, Power(slots)).add(call.exact, call.quantized, slot)
         watch(call)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
-from dmq_fx.calibration.streaming import call_site, nearest_slot, quantized_output
+from dmq_fx.calibration.streaming import call_site, nearest_slot, quantized_output, rounded_weight
 from dmq_fx.planning import PlannedSite
 from dmq_fx.program.program import Program
 
@@ -29,13 +29,18 @@ class Both:
 
 @dataclass(frozen=True)
 class SiteCall:
-    """A site's call in both models. exact_args: its arguments in full precision. slot: of every sample, [batch]."""
+    """A site's call in both models.
+
+    exact_args: its arguments in full precision. slot: of every sample, [batch]. weight: what its integers stand for;
+    None if it has none.
+    """
 
     planned: PlannedSite
     exact_args: tuple[Any, ...]
     exact: Tensor
     quantized: Tensor
     slot: Tensor | None
+    weight: Tensor | None = None
 
 
 Visit = Callable[[SiteCall], Tensor | None]
@@ -77,13 +82,15 @@ class Lockstep(fx.Interpreter):
         return Both(exact, self.call_function(n.target, _quantized(args), _quantized(kwargs)))  # type: ignore[arg-type]
 
     def _run_site(self, planned: PlannedSite, exact: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Both:
+        weight = None
         if planned.quantized:
-            output = quantized_output(self._program, planned, _quantized(args), self._slot)
+            weight = rounded_weight(self._program, planned, args[1].exact) if planned.site.weight else None
+            output = quantized_output(self._program, planned, _quantized(args), self._slot, weight)
         elif _same((args, kwargs)):
             output = exact
         else:
             output = call_site(self._program, planned, _quantized(args))
-        replaced = self._visit(SiteCall(planned, _exact(args), exact, output, self._slot))
+        replaced = self._visit(SiteCall(planned, _exact(args), exact, output, self._slot, weight))
         return Both(exact, output if replaced is None else replaced)
 
 

@@ -55,19 +55,34 @@ def nearest_slot(program: Program, arguments: tuple[Tensor, ...]) -> Tensor | No
     return (timestep.float()[:, None] - table.float()).abs().argmin(1)
 
 
-def quantized_output(program: Program, planned: PlannedSite, args: tuple[Any, ...], slot: Tensor | None) -> Tensor:
-    """What a site gives for full-precision `args` once its inputs and weight are rounded to integers."""
+def quantized_output(
+    program: Program,
+    planned: PlannedSite,
+    args: tuple[Any, ...],
+    slot: Tensor | None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """What a site gives for full-precision `args` once its inputs and weight are rounded to integers.
+
+    weight: `rounded_weight` of the site, from a caller that has it already.
+    """
     rounded = list(args)
     for operand in planned.site.operands:
         activation = program.activation_of(planned, operand)
         if activation is not None:
             rounded[operand] = quantized_activation(program, activation, args[operand], slot)
-    weight = program.weights.get(planned.site.weight or "")
-    if weight is not None:
-        rounded[1] = weight.dequantized().to(args[1])
+    if planned.site.weight is not None:
+        weight = rounded_weight(program, planned, args[1]) if weight is None else weight
+        rounded[1] = args[1] if weight is None else weight
     if planned.site.bias in program.biases:
         rounded[2] = program.biases[planned.site.bias].to(args[2])
     return call_site(program, planned, tuple(rounded))
+
+
+def rounded_weight(program: Program, planned: PlannedSite, exact: Tensor) -> Tensor | None:
+    """What the integers of a site's weight stand for, like its full-precision weight `exact`; None without integers."""
+    weight = program.weights.get(planned.site.weight or "")
+    return None if weight is None else weight.dequantized().to(exact)
 
 
 def call_site(program: Program, planned: PlannedSite, args: tuple[Any, ...]) -> Tensor:

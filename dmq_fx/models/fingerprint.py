@@ -31,12 +31,11 @@ def fingerprint(module: nn.Module) -> str:
 
 def tensor_hash(tensor: torch.Tensor) -> str:
     """SHA-256, the same for tensors of the same dtype, shape and bits, and for no others."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
     digest = hashlib.sha256(f"{tensor.dtype}{list(tensor.shape)}".encode())
-    digest.update(flat.view(torch.uint8).numpy().data)
+    digest.update(_bytes(tensor))
     return digest.hexdigest()
 
 
-def _bytes(tensor: torch.Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes()
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor's values; no copy where they lie together on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

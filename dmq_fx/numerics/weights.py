@@ -16,7 +16,7 @@ from dmq_fx.numerics.search import search_rows
 from dmq_fx.recipe.language import WeightSpec
 
 SEARCH_ELEMENTS = 2**17
-"""Weights searched at once: few enough to stay in a core's cache over the candidates."""
+"""Weights searched, or rounded, at once: few enough to stay in a core's cache over the candidates."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class QuantizedWeight:
 
     def dequantized(self) -> Tensor:
         """float32 values that the integers stand for, of the weight's shape."""
-        rows = self.integers.reshape(max(self.scale.numel(), 1), -1).float()
-        values = (rows - self.zero_point.reshape(-1, 1)) * self.scale.reshape(-1, 1)
+        rows = self.integers.reshape(max(self.scale.numel(), 1), -1).float()  # of integers: a copy
+        values = rows.sub_(self.zero_point.reshape(-1, 1)).mul_(self.scale.reshape(-1, 1))
         return values.reshape(self.integers.shape)
 
 
@@ -92,8 +92,19 @@ def quantize_weight(weight: Tensor, spec: WeightSpec, channel_bits: Tensor | Non
     rows = weight.detach().float().reshape(max(torch.Size(shape).numel(), 1), -1)
     low, high = _ranges(rows, spec, grid)
     scale, zero_point = qparams(low, high, grid)
-    integers = quantize(rows, scale[:, None], zero_point[:, None], grid.shaped(-1, 1)).to(grid.dtype)
+    integers = _rounded(rows, scale, zero_point, grid)
     return QuantizedWeight(integers.reshape(weight.shape), scale.reshape(shape), zero_point.reshape(shape), grid)
+
+
+def _rounded(rows: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
+    """Integers of `rows`, a few rows at a time: what rounding needs beside them stays in a core's cache."""
+    integers = torch.empty(rows.shape, dtype=grid.dtype, device=rows.device)
+    chunk = max(1, SEARCH_ELEMENTS // max(1, rows.shape[1]))
+    parts = [tensor.split(chunk) for tensor in (integers, rows, scale, zero_point)]
+    grids = _split(grid, chunk, len(parts[0]))
+    for into, values, scales, zero_points, own in zip(*parts, grids, strict=True):
+        into.copy_(quantize(values, scales[:, None], zero_points[:, None], own.shaped(-1, 1)))
+    return integers
 
 
 def _ranges(rows: Tensor, spec: WeightSpec, grid: Grid) -> tuple[Tensor, Tensor]:

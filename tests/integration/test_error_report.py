@@ -47,6 +47,21 @@ def test_what_is_not_finite_is_none() -> None:
     assert finite(math.nan) is None and finite(math.inf) is None and finite(0.123456789) == 0.123457
 
 
+@pytest.mark.parametrize("slot", [None, [0], [1, 0], [1, 1, 0], [1, 0, 1, 0]])
+def test_power_in_chunks(slot: list[int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows follow the batch where its size divides them: 6 rows are not of four samples, and count for the first."""
+    monkeypatch.setattr("dmq_fx.calibration.errors_by_site.CHUNK_ELEMENTS", 10)
+    exact, other = torch.randn(2, 4, 3, 6, generator=torch.Generator().manual_seed(0)).transpose(1, 3)
+    power = Power(2)
+    power.add(exact, other, None if slot is None else torch.tensor(slot))
+    of_row = [slot[row * len(slot) // 6] for row in range(6)] if slot and len(slot) < 4 else [(slot or [0])[0]] * 6
+    signal, noise = torch.zeros(2, 2, dtype=torch.float64)
+    for row, place in enumerate(of_row):
+        signal[place] += exact[row].double().square().sum()
+        noise[place] += (exact[row].double() - other[row].double()).square().sum()
+    torch.testing.assert_close((power.signal, power.noise), (signal, noise), rtol=1e-14, atol=0)
+
+
 def test_errors_of_the_prediction_add_up(coarse: Path) -> None:
     """The first call has the same input on both paths; further on, the quantized model's own path is worse."""
     errors = open_artifact(coarse).report["errors"]

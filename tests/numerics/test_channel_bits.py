@@ -127,11 +127,14 @@ def test_degenerate_channels(range):
     assert found.dequantized()[0].tolist() == [0.0]
 
 
-def test_large_weights_are_searched_in_chunks(monkeypatch):
-    weight, bits = torch.randn(20, 30, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 8 + 1
-    whole = quantize_weight(weight, spec("mse"), bits)
+@pytest.mark.parametrize("range", ["minmax", "mse"])
+@pytest.mark.parametrize("by_channel", [False, True])
+def test_large_weights_are_searched_and_rounded_in_chunks(range, by_channel, monkeypatch):
+    weight = torch.randn(20, 30, generator=torch.Generator().manual_seed(0))
+    bits = torch.arange(20) % 8 + 1 if by_channel else None
+    whole = quantize_weight(weight, spec(range), bits)
     monkeypatch.setattr("dmq_fx.numerics.weights.SEARCH_ELEMENTS", 90)
-    assert torch.equal(whole.integers, quantize_weight(weight, spec("mse"), bits).integers)
+    assert torch.equal(whole.integers, quantize_weight(weight, spec(range), bits).integers)
 
 
 @given(weights(fewest=2), st.booleans())
