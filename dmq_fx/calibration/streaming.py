@@ -122,8 +122,10 @@ def activation_factors(
         return None, None
     axis = channel_axis(program, activation)
     assert axis is not None
-    powers = torch.ones(1, x.shape[axis]) if shifts is None else torch.pow(2.0, -shifts.float())
-    powers = powers.to(x.device)
+    if shifts is None:
+        assert gamma is not None
+        return gamma.to(x.device).float().reshape(-1, *([1] * (x.dim() - 1 - axis))), None
+    powers = torch.pow(2.0, -shifts.float()).to(x.device)
     if len(powers) > 1 and rows is not None:
         powers = powers[rows]
     shape = (len(powers), *([1] * (axis - 1)), -1, *([1] * (x.dim() - 1 - axis)))

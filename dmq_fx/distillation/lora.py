@@ -5,6 +5,8 @@ EfficientDM (arXiv:2310.03270), QALoRA; with one B for each tap of a kernel MPQ-
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -47,21 +49,21 @@ class LoraWeight(nn.Module):
 
     def delta(self) -> Tensor:
         """B A, of the weight's shape."""
-        if self.b.shape[2] == 1:
-            update = self.b[:, :, 0] @ self.a.flatten(1)
-        else:
-            update = torch.einsum("ort,rit->oit", self.b, self.a)
+        pointwise = self.b.shape[2] == 1
+        update: Any = self.b[:, :, 0] @ self.a.flatten(1) if pointwise else _TapProducts.apply(self.b, self.a)
         return update.reshape(self.base.shape)
 
     def merged(self) -> Tensor:
         """(W + B A) gamma, not rounded."""
-        weight = self.base + self.delta()
-        return weight if self.gamma is None else weight * self.gamma
+        weight = self.delta().add_(self.base)
+        return weight if self.gamma is None else weight.mul_(self.gamma)
 
     def forward(self) -> Tensor:
         """What the integers of `merged` stand for, float32, of the weight's shape; differentiable."""
         rows = self.merged().reshape(max(self.scale.numel(), 1), -1)
-        values = learned_fake_quantize(rows, self.scale.reshape(-1, 1), self._zero_point, self._low, self._high)
+        values = learned_fake_quantize(
+            rows, self.scale.reshape(-1, 1), self._zero_point, self._low, self._high, rounded=False
+        )
         return values.reshape(self.base.shape)
 
     def clamp_(self) -> None:
@@ -76,6 +78,26 @@ class LoraWeight(nn.Module):
             found = torch.clamp(shifted, self._low, self._high)  # type: ignore[arg-type]
         integers = found.reshape(self.base.shape).to(self.start.grid.dtype)
         return QuantizedWeight(integers, self.scale.detach().clone(), self.start.zero_point, self.start.grid)
+
+
+class _TapProducts(torch.autograd.Function):
+    """[out, rank, taps] and [rank, in, taps] to [out, in, taps], a product of matrices for each tap.
+
+    What `einsum` gives, which makes its products of matrices whose elements do not lie together, forward and back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, b: Tensor, a: Tensor) -> Tensor:
+        left, right = (one.movedim(2, 0).contiguous() for one in (b, a))
+        ctx.save_for_backward(left, right)
+        return torch.bmm(left, right).movedim(0, 2).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        left, right = ctx.saved_tensors
+        given = gradient.movedim(2, 0).contiguous()
+        of_b, of_a = torch.bmm(given, right.transpose(1, 2)), torch.bmm(left.transpose(1, 2), given)
+        return of_b.movedim(0, 2), of_a.movedim(0, 2)
 
 
 def bounds(weight: QuantizedWeight) -> tuple[Tensor | float, Tensor | float]:

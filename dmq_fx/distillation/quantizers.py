@@ -20,21 +20,21 @@ Bound = Tensor | float
 
 
 class _LearnedStep(torch.autograd.Function):
-    """See the module. up, down: what multiplies the scale before rounding and after it, or None."""
+    """See the module. up, down: what multiplies the scale before rounding and after it, or None.
+
+    Few passes over memory, of operators that are vectorized: the mask of what is inside is float32, as comparisons to
+    booleans, `where` and `clamp` by tensors are several times slower on CPUs than `eq_`, products, `minimum`.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, low: Bound, high: Bound, up: Any, down: Any
     ) -> Tensor:
-        # the expression of dmq_fx.numerics.quantize, whose parts are needed one by one
-        ratio = x * (1.0 / (scale if up is None else scale * up))
-        shifted = torch.round(ratio).add_(zero_point)
-        integers = torch.clamp(shifted, low, high)  # type: ignore[arg-type]
-        inside = shifted == integers
-        centred = integers.sub_(zero_point)
-        step = scale if down is None else scale * down
+        ratio, rounded, centred, step = _centred(x, scale, zero_point, low, high, up, down)
         output = centred * step
-        ctx.save_for_backward(inside, torch.where(inside, centred - ratio, centred), step)
+        inside = rounded.eq_(centred)
+        error = centred.sub_(ratio.mul_(inside))
+        ctx.save_for_backward(inside, error, step)
         ctx.shapes, ctx.up, ctx.down = (scale.shape, zero_point.shape), up, down
         return output
 
@@ -42,16 +42,38 @@ class _LearnedStep(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         inside, error, step = ctx.saved_tensors
         of_scale, of_zero_point = None, None
+        of_x = gradient * inside
         if ctx.needs_input_grad[1]:
             scaled = gradient if ctx.down is None else gradient * ctx.down
             of_scale = (scaled * error).sum_to_size(ctx.shapes[0])
         if ctx.needs_input_grad[2]:
-            clipped = torch.where(inside, 0.0, gradient).sum_to_size(torch.broadcast_shapes(ctx.shapes[1], step.shape))
+            clipped = (gradient - of_x).sum_to_size(torch.broadcast_shapes(ctx.shapes[1], step.shape))
             of_zero_point = (-clipped * step).sum_to_size(ctx.shapes[1])
-        of_x = torch.where(inside, gradient, 0.0)
-        if ctx.down is not None:
-            of_x = of_x * ctx.down
-        return of_x if ctx.up is None else of_x / ctx.up, of_scale, of_zero_point, None, None, None, None
+        if ctx.down is not ctx.up:
+            if ctx.down is not None:
+                of_x.mul_(ctx.down)
+            if ctx.up is not None:
+                of_x.div_(ctx.up)
+        return of_x, of_scale, of_zero_point, None, None, None, None
+
+
+def _centred(
+    x: Tensor, scale: Tensor, zero_point: Tensor, low: Bound, high: Bound, up: Any, down: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x / s, rounded, clipped to what integers less their zero point can be, and what that is multiplied with.
+
+    The expression of dmq_fx.numerics.quantize: integers and zero points are exact in float32, so that it is the same
+    whether the zero point is added to the values or taken off the bounds.
+    """
+    ratio = x * (1.0 / (scale if up is None else scale * up))
+    rounded = ratio.round()
+    centred = torch.minimum(rounded, high - zero_point)
+    return (
+        ratio,
+        rounded,
+        torch.maximum(centred, low - zero_point, out=centred),
+        scale if down is None else scale * down,
+    )
 
 
 def learned_fake_quantize(
@@ -72,8 +94,16 @@ def learned_fake_quantize(
     scale before rounding is scale * up, after it scale * down (`dmq_fx.program.scaling`); constants.
     """
     if rounded:
-        zero_point = _RoundStraightThrough.apply(zero_point)  # type: ignore[assignment]
+        zero_point = round_straight_through(zero_point)
+    if not torch.is_grad_enabled():
+        _, _, centred, step = _centred(x, scale, zero_point, low, high, up, down)
+        return centred.mul_(step)
     return _LearnedStep.apply(x, scale, zero_point, low, high, up, down)  # type: ignore[return-value]
+
+
+def round_straight_through(x: Tensor) -> Tensor:
+    """x rounded, with the gradient of x."""
+    return _RoundStraightThrough.apply(x) if x.requires_grad else x.round()  # type: ignore[return-value]
 
 
 class _RoundStraightThrough(torch.autograd.Function):

@@ -19,6 +19,7 @@ from dmq_fx.program.graph_tools import (
     compute_dtype,
     finish,
     get_tensor,
+    last_placeholder,
     set_buffer,
     working_copy,
 )
@@ -26,6 +27,7 @@ from dmq_fx.program.observe import OBSERVERS
 from dmq_fx.program.program import Activation, Program, along_inputs
 
 WEIGHTS = "dmq.learned_weights"
+TABLES = "dmq.learned_ranges"
 
 
 class Student:
@@ -130,17 +132,30 @@ class Student:
         for timed in (True, False):
             of_kind = [a for a in learned if a.spec.per_timestep is timed]
             if of_kind:
-                table = RangeTable([program.qparams[a.index] for a in of_kind], [_grid(a) for a in of_kind])
+                found, grids = [program.qparams[a.index] for a in of_kind], [_grid(a) for a in of_kind]
+                table = RangeTable(found, grids, rounded=rounded)
                 tables.append(table)
                 columns |= {a.index: (table, column) for column, a in enumerate(of_kind)}
         for activation in program.activations:
             table, column = columns.get(activation.index, (None, 0))
             fixed = None if table is not None else program.qparams[activation.index]
-            quantizer = ActivationQuantizer(
-                program, activation, table=table, column=column, fixed=fixed, rounded=rounded or table is None
-            )
-            self.module.add_submodule(f"{OBSERVERS}.{activation.index}", quantizer)
+            quantizer = ActivationQuantizer(program, activation, column=column, fixed=fixed)
+            name = f"{OBSERVERS}.{activation.index}"
+            self.module.add_submodule(name, quantizer)
+            if table is not None:
+                self._read_ranges(next(node for node in self.module.graph.nodes if node.target == name), tables, table)
         return tables, columns
+
+    def _read_ranges(self, node: fx.Node, tables: list[RangeTable], table: RangeTable) -> None:
+        """Give a quantizer what its table has for the samples' slots; that node is shared by all of the table."""
+        graph, name = node.graph, f"{TABLES}.{tables.index(table)}"
+        known = next((other for other in graph.nodes if other.target == name), None)
+        if known is None:
+            self.module.add_submodule(name, table)
+            slot = node.args[1]
+            with graph.inserting_after(slot if isinstance(slot, fx.Node) else last_placeholder(graph)):
+                known = graph.call_module(name, (slot,))
+        node.args = (*node.args[:2], known)
 
 
 class Teacher:

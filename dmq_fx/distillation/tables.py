@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from dmq_fx.calibration.streaming import activation_factors
-from dmq_fx.distillation.quantizers import learned_fake_quantize
+from dmq_fx.distillation.quantizers import learned_fake_quantize, round_straight_through
 from dmq_fx.numerics import IntegerGrid, QParams
 from dmq_fx.numerics.qparams import SMALLEST_SCALE
 from dmq_fx.program.program import Activation, Program
@@ -16,18 +18,31 @@ class RangeTable(nn.Module):
     """Ranges of several activations, one column each: scale and zero point, float32 [slots, activations].
 
     TALSQ of EfficientDM (arXiv:2310.03270): a row is used at its own sampler step only. A table of one row is that of
-    activations whose range is the same at all steps.
+    activations whose range is the same at all steps. rounded: zero points are used as the nearest integers, and learned
+    straight through that.
     """
 
-    def __init__(self, found: list[QParams], grids: list[IntegerGrid]) -> None:
+    def __init__(self, found: list[QParams], grids: list[IntegerGrid], *, rounded: bool = True) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.stack([one.scale.float() for one in found], 1))
         self.zero_point = nn.Parameter(torch.stack([one.zero_point.float() for one in found], 1))
         device = self.scale.device
         low, high = torch.tensor([[grid.qmin, grid.qmax] for grid in grids], device=device).float().T
         symmetric = torch.tensor([grid.symmetric for grid in grids], device=device)
+        self._rounded = rounded
         # integers without a zero point stay so; the others keep zero on the grid, for the padding of convolutions
         self._bounds = (torch.where(symmetric, 0.0, low), torch.where(symmetric, 0.0, high))
+
+    def forward(self, slot: Tensor | None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Scales and zero points by activation, each [batch] for the samples' slots, or [1] where there is one range.
+
+        All of them at once: one gather a forward, and one scatter back.
+        """
+        zero_point = round_straight_through(self.zero_point) if self._rounded else self.zero_point
+        scale = self.scale
+        if slot is not None:
+            scale, zero_point = scale[slot], zero_point[slot]
+        return scale.unbind(1), zero_point.unbind(1)
 
     def clamp_(self) -> None:
         """Take what an optimizer step has moved out of bounds back: zero points on the grid, scales positive."""
@@ -47,7 +62,7 @@ class RangeTable(nn.Module):
 class ActivationQuantizer(nn.Module):
     """Stands where the observer of an activation stood in the graph: rounds to the range of every sample's slot.
 
-    table, column: where its range is learned; fixed: its range if it is not.
+    column: where its range is in what a `RangeTable` gives; fixed: its range if it is not learned.
     """
 
     def __init__(
@@ -55,47 +70,36 @@ class ActivationQuantizer(nn.Module):
         program: Program,
         activation: Activation,
         *,
-        table: RangeTable | None = None,
         column: int = 0,
         fixed: QParams | None = None,
-        rounded: bool = True,
     ) -> None:
         super().__init__()
-        self._table = (table,)  # in a tuple, so that shared parameters are those of the table alone
         self._column = column
         self._fixed = fixed
-        self._rounded = rounded
         self._program = program
         self._activation = activation
         self._grid = IntegerGrid(activation.spec.bits, activation.spec.symmetric)
 
-    def forward(self, x: Tensor, slot: Tensor | None) -> Tensor:
-        """x: [batch, ...] (or a multiple of the batch); slot: [batch], ignored where there is one range."""
-        rows = None
-        if self._activation.spec.per_timestep and slot is not None:
-            rows = slot.repeat_interleave(self._activation.batch_multiple) if self._repeats else slot
-        table = self._table[0]
-        if table is not None:
-            scale, zero_point = table.scale[:, self._column], table.zero_point[:, self._column]
+    def forward(self, x: Tensor, slot: Tensor | None, ranges: Any = None) -> Tensor:
+        """x: [batch, ...] (or a multiple of the batch); slot: [batch], ignored where there is one range.
+
+        ranges: of a `RangeTable` at this slot, if the range is learned.
+        """
+        timed, multiple = self._activation.spec.per_timestep and slot is not None, self._activation.batch_multiple
+        rows = (slot.repeat_interleave(multiple) if multiple != 1 else slot) if timed else None  # type: ignore[union-attr]
+        if ranges is not None:
+            scale, zero_point = (part[self._column] for part in ranges)
+            if rows is not None and multiple != 1:
+                scale, zero_point = scale.repeat_interleave(multiple), zero_point.repeat_interleave(multiple)
         else:
             assert self._fixed is not None
             scale, zero_point = (part.to(x.device).float() for part in self._fixed)
+            if rows is not None:
+                scale, zero_point = scale[rows], zero_point[rows]
         if rows is not None:
             shape = (-1, *([1] * (x.dim() - 1)))
-            scale, zero_point = scale[rows].reshape(shape), zero_point[rows].reshape(shape)
+            scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
         up, down = activation_factors(self._program, self._activation, x, rows)
-        found = learned_fake_quantize(
-            x.float(),
-            scale,
-            zero_point,
-            float(self._grid.qmin),
-            float(self._grid.qmax),
-            rounded=self._rounded,
-            up=up,
-            down=down,
-        )
+        low, high = float(self._grid.qmin), float(self._grid.qmax)
+        found = learned_fake_quantize(x.float(), scale, zero_point, low, high, rounded=False, up=up, down=down)
         return found.to(x.dtype)
-
-    @property
-    def _repeats(self) -> bool:
-        return self._activation.batch_multiple != 1
