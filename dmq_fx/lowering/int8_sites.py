@@ -104,9 +104,19 @@ class _Lowering:
         tail = (scale, zeros, self._corrected_bias(planned, activation, given.get("bias")), *where)
         if shifts_at_run_time(self.program, activation):
             return self.graph.call_function(dmq.qconv_shifted.default, (*head, weight, *tail, torch.float32))
+        if planned.site.shape[1] == groups == 1:
+            head, weight = (self._second_channel(x, dim), *head[1:]), self._second_channel(weight, dim)
         packed = self.graph.call_function(onednn.qconv_prepack.default, (weight, scale, 1.0, 0, *where, None))
         kernel = onednn.qconv_pointwise.tensor if activation.spec.per_timestep else onednn.qconv_pointwise.default
         return self.graph.call_function(kernel, (*head, packed, *tail, 1.0, 0, torch.float32, "none", [], ""))
+
+    def _second_channel(self, values: fx.Node, dim: int) -> fx.Node:
+        """A channel of zeros beside a single one.
+
+        The strides of an image of one channel say both layouts. The kernel writes channels last whatever it reads, and
+        Inductor, for a batch of any size, takes its output for contiguous then: pixels and channels would be mixed up.
+        """
+        return self.graph.call_function(aten.constant_pad_nd.default, (values, [0, 0] * dim + [0, 1]))
 
     def _pointwise(self, planned: PlannedSite, activation: Activation, bias: fx.Node | None, dim: int) -> fx.Node:
         """A convolution of single pixels is a product of matrices; where channels are last, without a copy."""
