@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from dmq_fx.lowering import int8_kernels, require_kernels
+from dmq_fx.lowering.cpu import multiplies_exactly
 from dmq_fx.lowering.int8_sites import lower_sites
-from dmq_fx.lowering.onednn import multiplies_exactly
+from dmq_fx.lowering.kernels import int8_kernels, require_kernels
 from dmq_fx.numerics import IntegerGrid, QParams
 from dmq_fx.planning import Plan, PlannedSite
 from dmq_fx.program import (

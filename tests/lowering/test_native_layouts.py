@@ -9,9 +9,9 @@ import torch
 from small_programs import BY_TIMESTEP, VIEWS, W8, converted, copy_of, grouped, inputs, needs_vnni, traced
 from torch import Tensor, nn
 
-from dmq_fx.backends.x86_int8 import rewrite
 from dmq_fx.lowering.module import LoweredModule
 from dmq_fx.lowering.native import example_inputs, load_package, write_package
+from dmq_fx.lowering.rewrite import rewrite
 
 LAYERS = {
     "image": nn.Conv2d(1, 8, 3, padding=1),
