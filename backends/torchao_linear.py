@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from dmq_fx.backend_api import BACKENDS, Kept, LoweringOptions
 from dmq_fx.errors import BackendError
-from dmq_fx.lowering import Kernel, require_kernels
+from dmq_fx.lowering.kernels import Kernel, require_kernels
 from dmq_fx.lowering.parity import site_errors
 from dmq_fx.lowering.torchao_sites import INTEGER_PRODUCTS, lower_sites, torchao_kernels
 from dmq_fx.lowering.torchao_tensors import multiplies_exactly

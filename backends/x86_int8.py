@@ -1,7 +1,8 @@
 """int8 on x86 CPUs: oneDNN's convolutions and matrix products on VNNI or AMX, everything between in bfloat16.
 
 Integers are those of fake quantization (`dmq_fx.lowering.parity` measures it site by site); what lies between sites is
-computed in bfloat16 where the CPU multiplies it fast, else in float32.
+computed in bfloat16 where the CPU multiplies it fast, else in float32. Native code that is kept runs without torch's
+compiler and without what makes integers: both are imported where they are needed.
 """
 
 from __future__ import annotations
@@ -10,18 +11,14 @@ import platform
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from dmq_fx.backend_api import BACKENDS, Kept, LoweringOptions
 from dmq_fx.errors import BackendError
-from dmq_fx.lowering import Kernel, int8_kernels, require_kernels
-from dmq_fx.lowering.attention import decompose_attention
-from dmq_fx.lowering.bfloat16 import to_bfloat16
-from dmq_fx.lowering.fold import fold_packed_weights
-from dmq_fx.lowering.group_norm import decompose_group_norms
-from dmq_fx.lowering.int8_sites import lower_sites, reached_kernels
+from dmq_fx.lowering.cpu import multiplies_exactly
 from dmq_fx.lowering.module import LoweredModule, OfTimestep
 from dmq_fx.lowering.native import OfTimestep as Rows
 from dmq_fx.lowering.native import (
@@ -32,13 +29,13 @@ from dmq_fx.lowering.native import (
     require_agreement,
     write_package,
 )
-from dmq_fx.lowering.onednn import multiplies_exactly
 from dmq_fx.lowering.packages import PackageCache
-from dmq_fx.lowering.parity import site_errors
-from dmq_fx.lowering.time_part import TimePart, split_time_part
-from dmq_fx.program import Program
-from dmq_fx.tracing import retarget
 from dmq_fx.tracing.call import rebuild_call
+
+if TYPE_CHECKING:
+    from dmq_fx.lowering.kernels import Kernel
+    from dmq_fx.lowering.time_part import TimePart
+    from dmq_fx.program import Program
 
 NAME = "x86_int8"
 
@@ -48,10 +45,15 @@ class X86Int8:
 
     @staticmethod
     def kernels(program: Program) -> dict[str, Kernel]:
+        from dmq_fx.lowering.kernels import int8_kernels
+
         return int8_kernels(program)
 
     @staticmethod
     def lower(program: Program, options: LoweringOptions) -> nn.Module:
+        from dmq_fx.lowering.fold import fold_packed_weights
+        from dmq_fx.lowering.rewrite import a_timestep, rewrite
+
         check_cpu(options.device)
         dtype = _dtype(options)
         if any(x.dtype in (torch.float16, torch.bfloat16) for x in program.traced.example):
@@ -62,7 +64,7 @@ class X86Int8:
         if not options.compile:
             return LoweredModule(program.traced, fold_packed_weights(parts.body), parts.time)
         known = {float(t): parts.time(t) for t in _calibrated(program)} if parts.time is not None else {}
-        extra = parts.time(_a_timestep(program, example_inputs(program.traced))) if parts.time is not None else ()
+        extra = parts.time(a_timestep(program, example_inputs(program.traced))) if parts.time is not None else ()
         cache = PackageCache()
         key = _key(options, dtype)
         folder = cache.get(key)
@@ -87,6 +89,11 @@ class X86Int8:
 
     @staticmethod
     def site_errors(fake: Program, program: Program, inputs: Sequence[Tensor]) -> dict[str, float]:
+        from dmq_fx.lowering.int8_sites import lower_sites
+        from dmq_fx.lowering.kernels import int8_kernels
+        from dmq_fx.lowering.parity import site_errors
+        from dmq_fx.tracing import retarget
+
         for each in (fake, program):
             retarget(each.graph_module, "cpu")
         lower_sites(program, int8_kernels(program))
@@ -95,6 +102,8 @@ class X86Int8:
 
 def _write(path: Path, program: Program, parts: TimePart, extra: tuple[Tensor, ...], known: Rows) -> None:
     """Compile the body into `path`, and see that what came out computes what the body does."""
+    from dmq_fx.lowering.fold import fold_packed_weights
+
     write_package(path, parts.body, program.traced, extra, known)
     require_agreement(path, fold_packed_weights(parts.body), (*random_inputs(program.traced), *extra))
 
@@ -103,7 +112,9 @@ def _time_part_of(reload: Callable[[], Program], dtype: torch.dtype) -> OfTimest
     """The time part of an artifact, read when a timestep comes that was not calibrated."""
 
     @cache
-    def part() -> fx.GraphModule:
+    def part() -> OfTimestep:
+        from dmq_fx.lowering.rewrite import rewrite
+
         found = rewrite(reload(), dtype).time
         assert found is not None
         return found
@@ -131,29 +142,6 @@ def default_dtype() -> torch.dtype:
     """bfloat16 on CPUs that multiply it fast."""
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
-
-
-def rewrite(program: Program, dtype: torch.dtype) -> TimePart:
-    """The program's graph with int8 kernels, split at the timestep; raises BackendError if a site missed its kernel."""
-    retarget(program.graph_module, "cpu")
-    expected = int8_kernels(program)
-    lower_sites(program, expected)
-    parts = split_time_part(program.graph_module, program.traced)
-    graphs = [part.graph for part in (parts.time, parts.body) if part is not None]
-    require_kernels(expected, {site: kernel for graph in graphs for site, kernel in reached_kernels(graph).items()})
-    decompose_group_norms(parts.body, centered=dtype != torch.bfloat16)
-    if dtype == torch.bfloat16:
-        decompose_attention(parts.body)
-        example = example_inputs(program.traced)
-        extra = parts.time(_a_timestep(program, example)) if parts.time is not None else ()
-        to_bfloat16(parts.body, (*example, *extra))
-    return parts
-
-
-def _a_timestep(program: Program, example: tuple[Tensor, ...]) -> Tensor:
-    position = program.timestep_position
-    assert position is not None
-    return example[position][:1]
 
 
 def _calibrated(program: Program) -> list[Tensor]:

@@ -71,8 +71,8 @@ def artifact(args: argparse.Namespace, recipe: str) -> Path:
 
 def draw_grids(figure: Path, artifacts: dict[str, Path], *, steps: int, seed: int, device: str = "cpu") -> None:
     """25 images of full precision and of every artifact, from the same noise, side by side under their names."""
-    from dmq_fx.evaluation import open_pair, sample
     from dmq_fx.images import save_grids
+    from dmq_fx.pair import open_pair, sample
     from dmq_fx.sampling import Sampler, SamplerOptions
 
     options = SamplerOptions(steps=steps, batch=25, seed=seed)
@@ -88,9 +88,9 @@ def draw_grids(figure: Path, artifacts: dict[str, Path], *, steps: int, seed: in
 
 def report(args: argparse.Namespace, made: dict[str, dict]) -> None:
     """Evaluate the compiled artifacts and print the table."""
-    from dmq_fx.evaluation import open_pair
     from dmq_fx.images import save_grids
     from dmq_fx.metrics import compare
+    from dmq_fx.pair import open_pair
     from dmq_fx.sampling import SamplerOptions
 
     panels = {}

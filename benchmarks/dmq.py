@@ -73,8 +73,8 @@ def evaluate(args: argparse.Namespace, recipe: str) -> list[dict]:
         if "corrected_mse" not in known.get(key, {}):
             from mean_shift import full_precision, take_off_means
 
-            from dmq_fx.evaluation import open_pair, sample
             from dmq_fx.metrics import compare
+            from dmq_fx.pair import open_pair, sample
             from dmq_fx.sampling import SamplerOptions
 
             options = SamplerOptions(steps=20, batch=32, seed=seed)

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmq_fx.artifact.folder import Opened, load_program, open_artifact
+from dmq_fx.artifact.folder import load_program
+from dmq_fx.artifact.opened import Opened, open_artifact
 from dmq_fx.lowering import native
 from dmq_fx.lowering.attention import decompose_attention
 from dmq_fx.lowering.bfloat16 import to_bfloat16

@@ -40,7 +40,7 @@ def bench_command(
 
     Example: [bold]dmq bench out --backends fp32,fake_quant,x86_int8 --batch 1,4[/]
     """
-    from dmq_fx.artifact.folder import open_artifact
+    from dmq_fx.artifact.opened import open_artifact
     from dmq_fx.bench import REFERENCES, bench
     from dmq_fx.models import load_model
 

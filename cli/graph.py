@@ -25,7 +25,8 @@ def graph_command(
 
     Example: [bold]dmq graph out --serve[/]
     """
-    from dmq_fx.artifact.folder import load_program, open_artifact
+    from dmq_fx.artifact.folder import load_program
+    from dmq_fx.artifact.opened import open_artifact
     from dmq_fx.inspection import inspect_artifact
     from dmq_fx.inspection.graph import build_graph, build_overlays, node_seconds, write_graph
     from dmq_fx.inspection.text import plain

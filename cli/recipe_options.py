@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dmq_fx.errors import ModelError
-from dmq_fx.sharing.library import SharedLibrary
+
+if TYPE_CHECKING:
+    from dmq_fx.sharing.library import SharedLibrary
 
 ParamOption = Annotated[
     list[str] | None,
@@ -33,6 +35,8 @@ def open_library(
     offline: bool = False, signed: bool = False, trusted: Path | None = None, only: str | None = None
 ) -> SharedLibrary:
     """All places where recipes are looked up, as the options say; a context manager."""
+    from dmq_fx.sharing.library import SharedLibrary
+
     return SharedLibrary(offline=offline, require_signed=signed or trusted is not None, trusted=trusted, only=only)
 
 

@@ -47,9 +47,8 @@ def sample_command(
 
     Example: [bold]dmq sample out -n 64 -o grid.png --compare[/]
     """
-    from dmq_fx.evaluation import open_pair, sample
     from dmq_fx.images import check_picture, save_grids
-    from dmq_fx.metrics import compare as compare_models
+    from dmq_fx.pair import open_pair, sample
     from dmq_fx.sampling import SamplerOptions
 
     check_picture(output)
@@ -64,10 +63,13 @@ def sample_command(
             device=device,
             compile=compile,
             allow_pickle=allow_pickle,
+            weights=compare,
             progress=show,
         )
         name = pair.opened.manifest.content["recipe"]["name"]
         if compare:
+            from dmq_fx.metrics import compare as compare_models
+
             _, exact, approximate = compare_models(pair.reference, pair.quantized, options, samples, show)
             panels = [("full precision", exact), (name, approximate)]
         else:

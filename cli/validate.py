@@ -10,7 +10,6 @@ import typer
 from dmq_fx.cli.recipe_options import OfflineOption, ParamOption, open_library
 from dmq_fx.errors import DmqError, RecipeError
 from dmq_fx.pass_api import pass_options
-from dmq_fx.recipe import problems_of, resolve
 
 
 def validate(
@@ -39,6 +38,8 @@ def validate(
 def _report(reference: str, given: dict[str, Any]) -> dict[str, Any]:
     """What is known of one recipe. `text` is the form for people."""
     report: dict[str, Any] = {"reference": reference, "ok": False, "name": None, "version": None, "digest": None}
+    from dmq_fx.recipe import problems_of, resolve
+
     try:
         resolved = resolve(reference, **given)
     except DmqError as error:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmq_fx.artifact.folder import Opened, load_program
+from dmq_fx.artifact.folder import load_program
+from dmq_fx.artifact.opened import Opened
 from dmq_fx.backend_api import BACKENDS, Progress
 from dmq_fx.errors import BackendError
 from dmq_fx.loading import load_opened

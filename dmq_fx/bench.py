@@ -14,7 +14,7 @@ import torch
 import torch._inductor.config
 from torch import Tensor, nn
 
-from dmq_fx.artifact.folder import Opened, open_artifact
+from dmq_fx.artifact.opened import Opened, open_artifact
 from dmq_fx.backend_api import BACKENDS, Progress
 from dmq_fx.errors import BackendError, DmqError
 from dmq_fx.loading import load_opened

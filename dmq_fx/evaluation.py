@@ -1,26 +1,22 @@
-"""Sample and evaluate an artifact beside the full-precision model that it was made of."""
+"""Evaluate an artifact beside the full-precision model that it was made of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dmq_fx.artifact.folder import Opened, open_artifact
-from dmq_fx.errors import DmqError, ModelError
-from dmq_fx.loading import load_opened
+from dmq_fx.errors import DmqError
 from dmq_fx.metrics import Evaluation, compare
-from dmq_fx.models import LoadedModel, fingerprint, load_model
-from dmq_fx.options import parse_device
+from dmq_fx.pair import Pair, open_pair
 from dmq_fx.quality.image_scores import CLIP_MODEL
 from dmq_fx.quality.measure import QualityOptions, check, measure_quality
 from dmq_fx.quality.metric_names import parse_metrics
-from dmq_fx.runtime import QuantizedDenoiser
-from dmq_fx.sampling import Sampler, SamplerOptions
+from dmq_fx.sampling import SamplerOptions
 
 COMPARED = 64
 """Images that the error along the trajectory is taken on, beside metrics of many."""
@@ -29,67 +25,6 @@ COMPILED = f"torch.compile of torch {torch.__version__}"
 """Said of images that came from a compiled model."""
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An artifact's quantized denoiser and the full-precision model."""
-
-    opened: Opened
-    quantized: QuantizedDenoiser
-    reference: LoadedModel
-
-
-def open_pair(
-    artifact: str | Path,
-    *,
-    model: Any = None,
-    backend: str | None = None,
-    device: str = "cpu",
-    compile: bool = True,
-    allow_pickle: bool = False,
-    progress: Progress = lambda what, done, total: None,
-) -> Pair:
-    """Load the artifact and the model that it was compiled from (`model`, or the origin in its manifest).
-
-    compile: let the backend make native code, if it does.
-    Raises ArtifactError, BackendError, and ModelError if the model cannot be found or is another one.
-    """
-    opened = open_artifact(artifact)
-    source = opened.model["origin"] if model is None else model
-    if isinstance(source, str) and source.startswith("python:"):
-        raise ModelError(
-            "this artifact was compiled from a Python object", where=str(artifact), hint="pass it as `model`"
-        )
-    dtype = getattr(torch, opened.model["compute_dtype"])
-    place = parse_device(device)
-    try:
-        reference = load_model(source, dtype=dtype, device=place, allow_pickle=allow_pickle)
-    except ModelError as error:
-        if model is not None:
-            raise
-        hint = f"{error.hint}; or say with --model where it is now" if error.hint else "say with --model where it is"
-        raise ModelError(
-            f"cannot load the model of this artifact: {error.message}", where=error.where, hint=hint
-        ) from error
-    if fingerprint(reference.denoiser) != opened.model["fingerprint"]:
-        raise ModelError(
-            f"the model {reference.origin!r} is not the one that this artifact was compiled from",
-            where=str(artifact),
-            hint="its weights or its configuration differ",
-        )
-    skeleton = reference.denoiser if opened.model["origin"].startswith("python:") else None
-    quantized = load_opened(opened, backend=backend, device=device, model=skeleton, compile=compile, progress=progress)
-    return Pair(opened, quantized, reference)
-
-
-def sample(pair: Pair, samples: int, options: SamplerOptions, progress: Progress) -> Tensor:
-    """Images of the quantized model, [samples, channels, height, width] in 0..1."""
-    batches = []
-    for batch in Sampler(pair.reference, options).run(samples, pair.quantized):
-        batches.append(batch.cpu())
-        progress("sampling", sum(len(b) for b in batches), samples)
-    return torch.cat(batches)
 
 
 def evaluate(

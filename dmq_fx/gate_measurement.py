@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dmq_fx.artifact.folder import Opened, open_artifact
+from dmq_fx.artifact.opened import Opened, open_artifact
 from dmq_fx.backend_parity import LIMIT, BackendParity, measure_parity
 from dmq_fx.backend_plan import verified_backend
 from dmq_fx.gates import BACKEND_PARITY, GATE_SAMPLES, MEASURED_BY_SAMPLING, GateResult, check_gates

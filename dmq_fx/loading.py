@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from dmq_fx.artifact.folder import Opened, build_skeleton, load_program, open_artifact
+from dmq_fx.artifact.opened import Opened, build_skeleton, open_artifact
 from dmq_fx.backend_api import BACKENDS, LoweringOptions, Progress
 from dmq_fx.errors import BackendError
 from dmq_fx.runtime import QuantizedDenoiser
 from dmq_fx.tracing.call import rebuild_call
+
+if TYPE_CHECKING:
+    from dmq_fx.program import Program
+
+
+def load_program(opened: Opened, model: nn.Module | None) -> tuple[Program, nn.Module]:
+    """`dmq_fx.artifact.folder.load_program`, imported when a graph is read: a kept lowering needs none."""
+    from dmq_fx.artifact.folder import load_program as read
+
+    return read(opened, model)
 
 
 def load(

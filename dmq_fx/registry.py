@@ -33,7 +33,10 @@ class Registry(Generic[T]):
 
     def get(self, name: str, *, error: type[DmqError] = DmqError, where: str | None = None) -> T:
         """The entry called `name`; raises `error` with the closest names if there is none."""
-        self._load()
+        if name not in self._entries:
+            self._load(name)
+        if name not in self._entries:
+            self._load()
         if name not in self._entries:
             hint = did_you_mean(name, self._entries) or f"known: {', '.join(self.names())}"
             raise error(f"unknown {self.kind} {name!r}", where=where, hint=hint)
@@ -47,11 +50,14 @@ class Registry(Generic[T]):
         self._load()
         return iter(sorted(self._entries.items()))
 
-    def _load(self) -> None:
+    def _load(self, name: str | None = None) -> None:
+        """Import the modules of the entry points, or of those with this name alone: what nobody asks for stays out."""
         if self._loaded or self._group is None:
             return
-        self._loaded = True  # set first: a loaded module may ask the registry
+        self._loaded = name is None  # set first: a loaded module may ask the registry
         for point in sorted(entry_points(group=self._group), key=lambda p: p.name):
+            if name not in (None, point.name):
+                continue
             try:
                 point.load()
             except Exception as error:  # whatever a package that is not ours raises

@@ -7,9 +7,6 @@ from typing import Annotated
 import typer
 
 from dmq_fx.cli.support import JsonOption, print_json
-from dmq_fx.sharing.address import parse_address
-from dmq_fx.sharing.places import user_places
-from dmq_fx.sharing.remotes import Remote, add_remote, check_name, read_remotes, remove_remote
 
 
 def remote_add(
@@ -23,6 +20,10 @@ def remote_add(
 
     Example: [bold]dmq recipe remote add lab git+https://HOST/lab/recipes.git@v1[/]
     """
+    from dmq_fx.sharing.address import parse_address
+    from dmq_fx.sharing.places import user_places
+    from dmq_fx.sharing.remotes import Remote, add_remote, check_name
+
     remote = Remote(check_name(name), parse_address(address), require_signed)
     add_remote(user_places().remotes, remote)
     typer.echo(f"added {remote.name}: {remote.address.text}")
@@ -33,6 +34,9 @@ def remote_list(json: JsonOption = False) -> None:
 
     Example: [bold]dmq recipe remote list[/]
     """
+    from dmq_fx.sharing.places import user_places
+    from dmq_fx.sharing.remotes import read_remotes
+
     remotes = read_remotes(user_places().remotes)
     if json:
         rows = [
@@ -50,6 +54,8 @@ def remote_remove(name: Annotated[str, typer.Argument(help="Your name for it.")]
     Example: [bold]dmq recipe remote remove lab[/]
     """
     from dmq_fx.sharing.cache import RecipeCache
+    from dmq_fx.sharing.places import user_places
+    from dmq_fx.sharing.remotes import remove_remote
 
     places = user_places()
     removed = remove_remote(places.remotes, name)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from dmq_fx.cli.support import errors, output_console
 from dmq_fx.errors import DmqError
-from dmq_fx.sharing.catalog import Found
+
+if TYPE_CHECKING:
+    from dmq_fx.sharing.catalog import Found
 
 
 def print_rows(rows: Sequence[Found]) -> None:

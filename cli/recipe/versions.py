@@ -10,7 +10,6 @@ from dmq_fx.cli.recipe.rows import print_failures
 from dmq_fx.cli.recipe_options import OfflineOption, RemoteOption, open_library
 from dmq_fx.cli.support import JsonOption, print_json
 from dmq_fx.errors import RecipeError, did_you_mean
-from dmq_fx.recipe.versions import parse_reference
 
 
 def versions_command(
@@ -23,6 +22,8 @@ def versions_command(
 
     Example: [bold]dmq recipe versions ptq/w4a8[/]
     """
+    from dmq_fx.recipe.versions import parse_reference
+
     wanted = parse_reference(name)
     with open_library(offline, only=remote) as library:
         rows, failures = library.listed()

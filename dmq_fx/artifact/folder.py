@@ -4,44 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dmq_fx.artifact.container import read_manifest, verify_files, write_artifact
+from dmq_fx.artifact.container import write_artifact
 from dmq_fx.artifact.decode import decode_program
 from dmq_fx.artifact.encode import encode_sites, encode_tensors
-from dmq_fx.artifact.files import CONFIG, FILES, LOCK, REPORT, REPORT_HTML, SITES, STATISTICS, TENSORS
+from dmq_fx.artifact.files import CONFIG, LOCK, REPORT, REPORT_HTML, SITES, STATISTICS, TENSORS
 from dmq_fx.artifact.manifest import Manifest, canonical_json
+from dmq_fx.artifact.opened import Opened, build_skeleton
 from dmq_fx.artifact.tensors import load_tensors, save_tensors
 from dmq_fx.errors import ArtifactError
-from dmq_fx.models import LoadedModel, build_denoiser
+from dmq_fx.models import LoadedModel
 from dmq_fx.program import Program
 from dmq_fx.roles import find_sites
 from dmq_fx.tracing import describe_inputs, graph_fingerprint, rebuild_inputs, trace
-
-
-@dataclass(frozen=True)
-class Opened:
-    """An artifact whose files were checked: its manifest and its JSON parts."""
-
-    path: Path
-    manifest: Manifest
-    sites: dict[str, Any]
-    config: dict[str, Any]
-    report: dict[str, Any]
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """Where the model came from: origin, component, class_name, fingerprint, compute_dtype."""
-        return self.manifest.content["model"]
-
-    @property
-    def bytes(self) -> int:
-        """Size of the folder's files."""
-        return sum(record.size for record in self.manifest.files)
 
 
 def save_program(
@@ -84,17 +63,6 @@ def save_program(
     )
 
 
-def open_artifact(path: Path | str) -> Opened:
-    """Check every file of the artifact and read what it says; raises ArtifactError."""
-    path = Path(path)
-    manifest = read_manifest(path)
-    verify_files(path, manifest)
-    for name in FILES:
-        if manifest.record(name) is None:
-            raise ArtifactError(f"the artifact has no {name}", where=str(path), hint="compile the recipe again")
-    return Opened(path, manifest, *(json.loads((path / name).read_text("utf-8")) for name in (SITES, CONFIG, REPORT)))
-
-
 def load_program(opened: Opened, denoiser: torch.nn.Module | None = None) -> tuple[Program, torch.nn.Module]:
     """Trace the artifact's model again and replay its rewrites.
 
@@ -116,12 +84,6 @@ def load_program(opened: Opened, denoiser: torch.nn.Module | None = None) -> tup
     if len(opened.report["timesteps"]) == len(program.timesteps):  # not among the tensors where all ranges are static
         program.timesteps = torch.tensor(opened.report["timesteps"], dtype=torch.float32)
     return program, denoiser
-
-
-def build_skeleton(opened: Opened) -> torch.nn.Module:
-    """The artifact's model without weights, on the meta device. Raises ModelError if its class is not diffusers'."""
-    dtype = getattr(torch, opened.model["compute_dtype"])
-    return build_denoiser(opened.model["class_name"], opened.config, dtype=dtype, where=str(opened.path / CONFIG))
 
 
 def device_of(module: torch.nn.Module) -> torch.device:

@@ -169,7 +169,8 @@ def _number_facts(found: Inspected, name: str) -> Iterator[tuple[str, str]]:
 
 def _graph_of(path: Path, name: str) -> tuple[tuple[str, ...], list[str]]:
     """The neighbourhood, and the sites that read the same integers, which passes report under one name."""
-    from dmq_fx.artifact.folder import load_program, open_artifact
+    from dmq_fx.artifact.folder import load_program
+    from dmq_fx.artifact.opened import open_artifact
     from dmq_fx.inspection.neighbours import neighbourhood
 
     program: Program = load_program(open_artifact(path))[0]

@@ -1,5 +1,4 @@
-"""What backends share: which kernel a site gets, integer sites in the graph, one timestep a call, packages of code."""
+"""What backends share: which kernel a site gets, integer sites in the graph, one timestep a call, packages of code.
 
-from dmq_fx.lowering.kernels import Kernel, int8_kernels, require_kernels
-
-__all__ = ["Kernel", "int8_kernels", "require_kernels"]
+Native code that is kept is loaded without the rest: nothing is imported from here.
+"""

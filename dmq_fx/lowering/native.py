@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from dmq_fx.artifact.manifest import canonical_json
 from dmq_fx.artifact.tensors import load_tensors
 from dmq_fx.errors import BackendError
+from dmq_fx.lowering import shifted  # noqa: F401  operators that the code may call
 from dmq_fx.lowering.packages import PackageCache
 from dmq_fx.tracing import TracedModel
 from dmq_fx.tracing.call import describe_call
@@ -101,12 +102,20 @@ def require_agreement(folder: Path, body: Callable[..., Any], inputs: tuple[Tens
 
 def load_package(folder: Path) -> tuple[Callable[..., Any], OfTimestep, dict[str, Any]]:
     """The compiled body, its known timesteps, and the description of its calls; `folder` comes from a PackageCache."""
-    with quiet_compiler():
-        code = torch._inductor.aoti_load_package(str(folder / CODE))
+    code = load_code(folder / CODE)
     tensors = load_tensors(folder / TIMES)
     rows = zip(tensors["timesteps"].tolist(), tensors["floats"], tensors["integers"], strict=True)
     known = {float(timestep): (floats, integers) for timestep, floats, integers in rows}
     return code, known, json.loads((folder / CALL).read_text("utf-8"))
+
+
+def load_code(path: Path) -> Callable[..., Any]:
+    """Compiled code as a function of flat tensors that gives a list of them.
+
+    Not by torch's own wrapper, which imports the compiler and parses how its arguments are nested in every call.
+    """
+    loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+    return lambda *inputs: loader.boxed_run(list(inputs))
 
 
 def package_key(digest: str, backend: str, **options: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ def load_model(
     device: torch.device | str = "cpu",
     variant: str | None = None,
     allow_pickle: bool = False,
+    weights: bool = True,
 ) -> LoadedModel:
     """Load a denoiser with its weights, and the pipeline around it if the source has one.
 
@@ -35,6 +37,7 @@ def load_model(
     (built on the meta device: enough to plan, no weights), or a module or pipeline, which is used as it is
     (`dtype`, `device` and `variant` do not apply) and put in eval mode without gradients.
     allow_pickle: also read `.bin` and `.ckpt` files, as tensors only.
+    weights: False leaves those of the denoiser unread: it stays on the meta device, for another in its place.
     Raises ModelError.
     """
     if isinstance(source, nn.Module):
@@ -45,6 +48,15 @@ def load_model(
     if parsed.kind == "config":
         return load_denoiser_on_meta(source, dtype=dtype)
     folder = parsed.path or fetch_weights(parsed.text, variant=variant, allow_pickle=allow_pickle)
+    if not weights:
+        bare = load_denoiser_on_meta(folder, dtype=dtype)
+        if folder_kind(folder) == "denoiser":
+            return replace(bare, origin=parsed.text)
+        pipeline = load_pipeline(folder, bare.component, bare.denoiser, dtype=dtype, allow_pickle=allow_pickle)
+        for name, part in pipeline.components.items():
+            if isinstance(part, nn.Module) and name != bare.component:
+                part.to(device)
+        return replace(bare, pipeline=pipeline, origin=parsed.text)
     if folder_kind(folder) == "denoiser":
         denoiser = _load_denoiser(folder, dtype=dtype, variant=variant, allow_pickle=allow_pickle).to(device)
         return _loaded(denoiser, component_of(type(denoiser).__name__), None, parsed.text)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
-
-from jsonschema import Draft202012Validator, validators
-from jsonschema.exceptions import ValidationError
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from dmq_fx.errors import did_you_mean
 from dmq_fx.recipe.language import LANGUAGE_VERSIONS
 from dmq_fx.recipe.problems import Problem
 from dmq_fx.recipe.source import describe, shorten
 from dmq_fx.recipe.tree import Node
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
 
 _TYPE_WORDS = {
     "boolean": "true or false",
@@ -36,18 +37,23 @@ _FORMS = {
 }
 
 
-def _whole_pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[ValidationError]:
-    # jsonschema searches, and Python's $ lets a newline through
-    if isinstance(instance, str) and not re.fullmatch(pattern, instance):
-        yield ValidationError(f"does not match {pattern}")
+@cache
+def _validator() -> Any:
+    """The validator's class; jsonschema is imported when a recipe is checked, not with the language."""
+    from jsonschema import Draft202012Validator, validators
+    from jsonschema.exceptions import ValidationError
 
+    def whole_pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[ValidationError]:
+        # jsonschema searches, and Python's $ lets a newline through
+        if isinstance(instance, str) and not re.fullmatch(pattern, instance):
+            yield ValidationError(f"does not match {pattern}")
 
-_Validator = validators.extend(Draft202012Validator, {"pattern": _whole_pattern})
+    return validators.extend(Draft202012Validator, {"pattern": whole_pattern})
 
 
 def shape_problems(tree: Node, schema: Mapping[str, Any]) -> list[Problem]:
     """What in `tree` does not fit `schema`; at most one wrong type a value, and every unknown or missing key."""
-    errors = [leaf for error in _Validator(schema).iter_errors(tree.plain()) for leaf in _leaves(error)]
+    errors = [leaf for error in _validator()(schema).iter_errors(tree.plain()) for leaf in _leaves(error)]
     wrong_type = {tuple(error.absolute_path) for error in errors if error.validator in ("type", "anyOf")}
     found: list[Problem] = []
     for error in errors:

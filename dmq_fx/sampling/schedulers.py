@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import diffusers
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from typing import TYPE_CHECKING, Any
 
 from dmq_fx.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 CLASSES = {
     "ddim": "DDIMScheduler",
@@ -32,6 +30,8 @@ def make_scheduler(name: str, current: Any) -> Any:
     """The scheduler called `name` with the noise schedule of `current`; `pipeline` is `current` itself."""
     if name == "pipeline":
         return current
+    import diffusers
+
     cls = getattr(diffusers, CLASSES[name])
     compatible = [c.__name__ for c in getattr(current, "compatibles", [])]
     if compatible and cls.__name__ not in compatible and type(current) is not cls:
@@ -46,5 +46,9 @@ def make_scheduler(name: str, current: Any) -> Any:
 def default_scheduler(class_name: str) -> SchedulerMixin:
     """A scheduler for a denoiser that comes without a pipeline."""
     if class_name in FLOW_MATCHING:
+        from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
         return FlowMatchEulerDiscreteScheduler()
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
     return DDIMScheduler(clip_sample=False)

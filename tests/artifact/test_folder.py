@@ -11,7 +11,7 @@ import torch
 
 import dmq_fx
 from dmq_fx.artifact.files import FILES, STATISTICS
-from dmq_fx.artifact.folder import open_artifact
+from dmq_fx.artifact.opened import open_artifact
 from dmq_fx.artifact.tensors import load_tensors
 from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.errors import ArtifactError, BackendError

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchao.quantization import Int8Tensor, IntxUnpackedToInt8Tensor
 
 import dmq_fx
-from dmq_fx.artifact.folder import load_program, open_artifact
+from dmq_fx.artifact.folder import load_program
+from dmq_fx.artifact.opened import open_artifact
 from dmq_fx.backend_api import BACKENDS, LoweringOptions
 from dmq_fx.backends import torchao_linear
 from dmq_fx.calibration.store import CalibrationCache

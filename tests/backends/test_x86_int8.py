@@ -34,6 +34,7 @@ from dmq_fx.backend_api import BACKENDS, LoweringOptions
 from dmq_fx.backends import x86_int8
 from dmq_fx.backends.x86_int8 import X86Int8, check_cpu, default_dtype
 from dmq_fx.errors import BackendError
+from dmq_fx.lowering import native
 from dmq_fx.lowering.module import LoweredModule
 from dmq_fx.lowering.packages import PackageCache
 from dmq_fx.lowering.parity import TOLERANCE
@@ -88,7 +89,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch, packages: PackageCache) -> list
         return package_path
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_and_package)
-    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda path: made[int(Path(path).read_text())])
+    monkeypatch.setattr(native, "load_code", lambda path: made[int(path.read_text())])
     return made
 
 

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 import pytest
 from headless import browser, needs_browser
 
-from dmq_fx.artifact.folder import load_program, open_artifact
+from dmq_fx.artifact.folder import load_program
+from dmq_fx.artifact.opened import open_artifact
 from dmq_fx.errors import DmqError
 from dmq_fx.inspection import Inspected
 from dmq_fx.inspection.graph import build_graph, build_overlays

@@ -14,7 +14,8 @@ import torch
 
 import dmq_fx
 from dmq_fx.artifact.files import FILES, STATISTICS
-from dmq_fx.artifact.folder import load_program, open_artifact
+from dmq_fx.artifact.folder import load_program
+from dmq_fx.artifact.opened import open_artifact
 from dmq_fx.artifact.statistics import CHANNELS, run_length, runs
 from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.errors import ArtifactError

@@ -10,7 +10,7 @@ from diffusers import DDIMPipeline
 
 import dmq_fx
 from dmq_fx.artifact.files import STATISTICS
-from dmq_fx.artifact.folder import open_artifact
+from dmq_fx.artifact.opened import open_artifact
 from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.models import load_model
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dmq_fx
-from dmq_fx.artifact.folder import open_artifact
+from dmq_fx.artifact.opened import open_artifact
 from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.metrics import compare
 from dmq_fx.models import load_model

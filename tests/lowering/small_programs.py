@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from dmq_fx.lowering import int8_kernels, require_kernels
+from dmq_fx.lowering.cpu import multiplies_exactly
 from dmq_fx.lowering.int8_sites import lower_sites
-from dmq_fx.lowering.onednn import multiplies_exactly
+from dmq_fx.lowering.kernels import int8_kernels, require_kernels
 from dmq_fx.numerics import IntegerGrid, QParams
 from dmq_fx.planning import Plan, PlannedSite
 from dmq_fx.program import (
@@ -43,7 +43,6 @@ needs_vnni = pytest.mark.skipif(
 
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "image": lambda x: x,
-    "grey": lambda x: x[:, :1],
     "line": lambda x: x.flatten(2),
     "volume": lambda x: x.unflatten(2, (-1, 1)),
     "row": lambda x: x[:, :, 0, 0],

@@ -30,12 +30,12 @@ from small_programs import (
 )
 from torch import Tensor, fx, nn
 
-from dmq_fx.backends.x86_int8 import rewrite
-from dmq_fx.lowering import int8_kernels
 from dmq_fx.lowering.attention import decompose_attention
 from dmq_fx.lowering.bfloat16 import to_bfloat16
 from dmq_fx.lowering.fold import fold_packed_weights
+from dmq_fx.lowering.kernels import int8_kernels
 from dmq_fx.lowering.module import LoweredModule
+from dmq_fx.lowering.rewrite import rewrite
 from dmq_fx.recipe.language import ActivationSpec, WeightSpec
 from dmq_fx.sites import Site
 from dmq_fx.tracing import TracedModel

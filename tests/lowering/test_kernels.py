@@ -25,8 +25,8 @@ from small_programs import (
 from torch import Tensor, nn
 
 from dmq_fx.errors import BackendError
-from dmq_fx.lowering import Kernel, int8_kernels, require_kernels
 from dmq_fx.lowering.int8_sites import lower_sites
+from dmq_fx.lowering.kernels import Kernel, int8_kernels, require_kernels
 from dmq_fx.planning import Plan
 from dmq_fx.recipe.language import WeightSpec
 from dmq_fx.tracing import TracedModel

@@ -20,7 +20,8 @@ from torch import Tensor
 
 import dmq_fx
 from dmq_fx import loading
-from dmq_fx.artifact.folder import load_program, open_artifact
+from dmq_fx.artifact.folder import load_program
+from dmq_fx.artifact.opened import open_artifact
 from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.errors import BackendError
 from dmq_fx.lowering.native import example_inputs, package_key, quiet_compiler

@@ -10,7 +10,8 @@ from small_programs import needs_vnni
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dmq_fx.lowering.onednn import KERNEL_CALLS, PREPACK, SHIFTED, multiplies_exactly, onednn
+from dmq_fx.lowering.cpu import multiplies_exactly
+from dmq_fx.lowering.onednn import KERNEL_CALLS, PREPACK, SHIFTED, onednn
 
 pytestmark = needs_vnni
 dmq = torch.ops.dmq

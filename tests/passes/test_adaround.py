@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import dmq_fx
-from dmq_fx.artifact.folder import open_artifact
+from dmq_fx.artifact.opened import open_artifact
 from dmq_fx.calibration import reconstruction
 from dmq_fx.calibration.capture import calibration_set
 from dmq_fx.calibration.store import CalibrationCache

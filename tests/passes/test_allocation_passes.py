@@ -14,7 +14,8 @@ import dmq_fx
 from dmq_fx import compiler
 from dmq_fx.artifact.decode import decode_program
 from dmq_fx.artifact.files import TENSORS
-from dmq_fx.artifact.folder import load_program, open_artifact
+from dmq_fx.artifact.folder import load_program
+from dmq_fx.artifact.opened import open_artifact
 from dmq_fx.artifact.tensors import load_tensors
 from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.checkpoint import Checkpoint

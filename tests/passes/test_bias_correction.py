@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import dmq_fx
-from dmq_fx.artifact.folder import load_program, open_artifact
+from dmq_fx.artifact.folder import load_program
+from dmq_fx.artifact.opened import open_artifact
 from dmq_fx.calibration.lockstep import Lockstep, SiteCall
 from dmq_fx.calibration.minibatches import Minibatches
 from dmq_fx.calibration.store import CalibrationCache

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import dmq_fx
-from dmq_fx.artifact.folder import load_program, open_artifact
+from dmq_fx.artifact.folder import load_program
+from dmq_fx.artifact.opened import open_artifact
 from dmq_fx.calibration.lockstep import Lockstep, prediction
 from dmq_fx.calibration.store import CalibrationCache, CalibrationSet
 from dmq_fx.calibration.streaming import batches, nearest_slot

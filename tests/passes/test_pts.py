@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 import dmq_fx
-from dmq_fx.artifact.folder import load_program, open_artifact
+from dmq_fx.artifact.folder import load_program
+from dmq_fx.artifact.opened import open_artifact
 from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.numerics import IntegerGrid
 from dmq_fx.passes.pts import elect, least_error_shifts

@@ -10,7 +10,7 @@ import torch
 
 import dmq_fx
 from dmq_fx import compiler
-from dmq_fx.artifact.folder import open_artifact
+from dmq_fx.artifact.opened import open_artifact
 from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.checkpoint import has_checkpoint
 from dmq_fx.program import Program

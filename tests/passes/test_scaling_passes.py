@@ -10,7 +10,8 @@ import torch
 from diffusers import DDIMPipeline
 
 import dmq_fx
-from dmq_fx.artifact.folder import load_program, open_artifact
+from dmq_fx.artifact.folder import load_program
+from dmq_fx.artifact.opened import open_artifact
 from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.errors import CalibrationError, RecipeError
 from dmq_fx.passes.les import Learner

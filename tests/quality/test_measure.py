@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from dmq_fx.artifact.tensors import load_tensors
 from dmq_fx.errors import ArtifactError, DmqError
-from dmq_fx.evaluation import evaluate, open_pair
+from dmq_fx.evaluation import evaluate
 from dmq_fx.models import LoadedModel, load_model
+from dmq_fx.pair import open_pair
 from dmq_fx.quality import measure
 from dmq_fx.quality.features import FeatureExtractor, to_signed_unit, to_uint8
 from dmq_fx.quality.measure import Score
