@@ -183,35 +183,6 @@ def train(args: argparse.Namespace) -> None:
     export(ema, data, args)
 
 
-def average_folders(args: argparse.Namespace) -> None:
-    """The mean of several trainings' weights (stochastic weight averaging, arXiv:1803.05407), nothing trained.
-
-    Batch normalization's running statistics belong to the weights they were taken with, so they are taken again: as
-    the mean over the training images, each seen once, cropped and flipped as in training.
-    """
-    generator = torch.Generator().manual_seed(args.seed)
-    data = read_data(args)
-    states = [load_classifier(folder).state_dict() for folder in args.average]
-    mean = {key: torch.stack([state[key].float() for state in states]).mean(0) for key in states[0]}
-    config = replace(load_classifier(args.average[0]).config, name=args.name, accuracy=0.0)
-    model = SmallResNet(config).to(memory_format=torch.channels_last)
-    model.load_state_dict({key: value.to(states[0][key].dtype) for key, value in mean.items()})
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative mean
-    model.train()
-    images = data["train"][0]
-    with torch.no_grad():
-        for chosen in torch.randperm(len(images), generator=generator).split(500):
-            x = normalise(crop(images[chosen], args.margin, generator))
-            if args.flip:
-                x = torch.where((torch.rand(len(x), generator=generator) < 0.5)[:, None, None, None], x.flip(3), x)
-            model(x)
-    args.output.mkdir(parents=True, exist_ok=True)
-    export(model.eval().requires_grad_(False), data, args)
-
-
 def export(ema: SmallResNet, data: dict, args: argparse.Namespace) -> None:
     """Save, load what was saved, test that, and write its accuracy into the config and the card."""
     save_classifier(ema, args.output)
@@ -265,7 +236,6 @@ def main() -> None:
     parser.add_argument("--credit", default="", help="a sentence in the card on whose data it is")
     parser.add_argument("--cache", type=Path, help="file that keeps the decoded images")
     parser.add_argument("--init", type=Path, help="classifier folder whose weights the training begins with")
-    parser.add_argument("--average", type=Path, nargs="+", help="train nothing: the mean of these folders' weights")
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128, 192])
     parser.add_argument("--blocks", type=int, nargs="+", default=[0, 2, 2, 1])
     parser.add_argument("--epochs", type=int, default=24)
@@ -280,8 +250,7 @@ def main() -> None:
     parser.add_argument("--cutout", type=int, default=0, help="edge of a random grey square in pixels; 0 is none")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    average_folders(args) if args.average else train(args)
+    train(parser.parse_args())
 
 
 if __name__ == "__main__":
