@@ -31,7 +31,7 @@ from dmq_fx.metrics import Evaluation
 from dmq_fx.models import LoadedModel, fingerprint, load_denoiser_on_meta, load_model
 from dmq_fx.options import parse_device, parse_dtype
 from dmq_fx.pass_api import pass_options
-from dmq_fx.pipeline import check_order, check_plan, run_passes
+from dmq_fx.pipeline import check_order, check_plan, run_passes, with_expected_bits
 from dmq_fx.planning import Plan, make_plan
 from dmq_fx.program import PassContext, Program
 from dmq_fx.recipe import Library, ModelFacts, ResolvedRecipe, lock_document, lock_text, resolve
@@ -160,7 +160,7 @@ def plan_with_graph(
     traced = trace(loaded.denoiser, inputs)
     made = make_plan(resolved.recipe, find_sites(traced), traced)
     check_plan(made, resolved.recipe.passes)
-    return resolved, traced, made
+    return resolved, traced, with_expected_bits(made, resolved.recipe.passes)
 
 
 def compile(

@@ -23,7 +23,7 @@ class PassResult:
 class Order:
     """Where a pass stands among others: states of the program that it requires and gives, and must come before.
 
-    conflict: what to do where an earlier pass gives what this one does.
+    conflict: what to do where an earlier pass gives what this one does, or each of both would have to come first.
     """
 
     requires: frozenset[str]
@@ -44,6 +44,8 @@ class GraphPass(Protocol):
     "observed". A pass whose options decide these has `order(options)`, an `Order`, in their place.
     `check(plan, options)`, which may be left out too, raises RecipeError where the plan does not suit the pass, before
     anything is computed.
+    `expected_bits(plan, options)`, likewise, says of a pass that chooses bits how many each site will have on average,
+    with a note, by the site's name: for `dmq plan`.
     `foresee(program, options)`, likewise, does to sites and activations of a program without weights
     what the pass will have done to them when a backend sees it: for `dmq plan --backend`.
     """

@@ -9,7 +9,7 @@ from typing import Any
 from dmq_fx.calibration.ranges import calibrate
 from dmq_fx.checkpoint import Checkpoint
 from dmq_fx.errors import InternalError, RecipeError
-from dmq_fx.pass_api import PASSES, order_of
+from dmq_fx.pass_api import PASSES, Order, order_of
 from dmq_fx.planning import Plan
 from dmq_fx.program import (
     PassContext,
@@ -55,12 +55,19 @@ def run_passes(
 def check_order(passes: Sequence[PassSpec]) -> None:
     """Raise RecipeError for a pass that comes after a step which it must precede."""
     reached: dict[str, str] = {}
+    orders: dict[str, Order] = {}
     for spec in passes:
         own = order_of(PASSES.get(spec.name, where=spec.where), spec.options)
         late = [state for state in reached if state in own.before]
         if late and late[0] in own.ensures:
             raise RecipeError(
                 f"passes {spec.name!r} and {reached[late[0]]!r} do the same, and the second would undo the first",
+                where=spec.where,
+                hint=own.conflict,
+            )
+        if late and own.ensures & orders[reached[late[0]]].before:
+            raise RecipeError(
+                f"passes {spec.name!r} and {reached[late[0]]!r} exclude each other: each would have to come first",
                 where=spec.where,
                 hint=own.conflict,
             )
@@ -76,6 +83,7 @@ def check_order(passes: Sequence[PassSpec]) -> None:
             reached.setdefault(state, spec.name)
         for state in own.ensures:
             reached.setdefault(state, spec.name)
+        orders[spec.name] = own
 
 
 def check_plan(plan: Plan, passes: Sequence[PassSpec]) -> None:
@@ -84,6 +92,23 @@ def check_plan(plan: Plan, passes: Sequence[PassSpec]) -> None:
         entry = PASSES.get(spec.name, where=spec.where)
         if hasattr(entry, "check"):
             entry.check(plan, spec.options)  # type: ignore[attr-defined]
+
+
+def with_expected_bits(plan: Plan, passes: Sequence[PassSpec]) -> Plan:
+    """The plan with what passes that choose bits will do to its sites: mean bits, which sizes follow, and a note."""
+    for spec in passes:
+        entry = PASSES.get(spec.name, where=spec.where)
+        if not hasattr(entry, "expected_bits"):
+            continue
+        found = entry.expected_bits(plan, spec.options)  # type: ignore[attr-defined]
+        sites = tuple(
+            replace(planned, expected_bits=found[planned.name][0], notes=(*planned.notes, found[planned.name][1]))
+            if planned.name in found
+            else planned
+            for planned in plan.sites
+        )
+        plan = replace(plan, sites=sites)
+    return plan
 
 
 def advance(program: Program, state: str, context: PassContext) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from dmq_fx.calibration.lockstep import Lockstep, SiteCall
 from dmq_fx.calibration.minibatches import Minibatches
 from dmq_fx.errors import CalibrationError
-from dmq_fx.pass_api import PASSES, PassResult
+from dmq_fx.pass_api import PASSES, Order, PassResult
 from dmq_fx.program.graph_tools import get_tensor
 from dmq_fx.program.program import PassContext, Program
 from dmq_fx.program.split import HALVES
@@ -37,13 +37,20 @@ class BiasCorrection:
 
     Every site reads what the quantized sites before it give, already corrected. The k-th minibatch moves a bias by 1/k
     of its mean error, which makes the biases averages over the minibatches in constant memory. Not for weights that
-    were learned block by block: a layer inside has errors there that those behind it were learned to undo.
+    were learned block by block: a layer inside has errors there that those behind it were learned to undo. After
+    `lora_distill`, where that is so of all layers and the prediction is what was learned, it is an error.
     """
 
     Options = BiasCorrectionOptions
     requires = frozenset({"calibrated", "rounded"})
     ensures = frozenset({"bias_corrected"})
-    before = frozenset({"output_corrected"})
+    before = frozenset({"output_corrected", "distilled"})
+
+    @staticmethod
+    def order(options: BiasCorrectionOptions) -> Order:
+        """Weights that were distilled are learned with the biases that they have."""
+        advice = "leave bias_correction out; output_correction takes the mean error off the prediction, step by step"
+        return Order(BiasCorrection.requires, BiasCorrection.ensures, BiasCorrection.before, advice)
 
     @staticmethod
     def run(program: Program, options: BiasCorrectionOptions, context: PassContext) -> PassResult:

@@ -107,6 +107,25 @@ class Hawq:
             layers = [_layer(plan, planned, options, (0.0,) * len(_widths(options))) for planned in targets.values()]
             allocate_bits(layers, _limits(plan, targets, options))
 
+    @staticmethod
+    def expected_bits(plan: Plan, options: HawqOptions) -> dict[str, tuple[float, str]]:
+        """Mean bits of every site as far as the budget says them, and what layers may get."""
+        targets, _ = _targets(plan, options)
+        if not targets:
+            return {}
+        limits = _limits(plan, targets, options)
+        within = " and ".join(f"{limit.most / limit.divisor:g} {limit.unit}" for limit in limits)
+        widths = "/".join(str(bits) for bits in _widths(options))
+        note = f"allocated_bits: hawq gives layers {widths} bits within {within}"
+        mean = next((limit.most / limit.divisor for limit in limits if limit.name == "bits"), None)
+        if mean is None:
+            note += "; sizes here are those of the scheme's bits"
+        return {
+            planned.name: (planned.weight_bits if mean is None else mean, note)
+            for planned in plan.for_pass("hawq")
+            if planned.site.weight in targets
+        }
+
 
 def _widths(options: HawqOptions) -> tuple[int, ...]:
     return tuple(sorted(set(options.candidates)))

@@ -110,6 +110,23 @@ class Omq:
             _candidates(planned, options)
 
     @staticmethod
+    def expected_bits(plan: Plan, options: OmqOptions) -> dict[str, tuple[float, str]]:
+        """Mean bits of every site, and from where to where those of its channels may go."""
+        targets, _ = _targets(plan)
+        found = {}
+        for planned in plan.for_pass("omq"):
+            if planned.site.weight not in targets:
+                continue
+            bits, fits = _bits(planned), _candidates(planned, options)
+            steps = [step for step, moved in zip(STEPS, (fits[-1].fewer, 1, fits[-1].more), strict=True) if moved]
+            if steps == [0]:
+                continue
+            mean = bits + (fits[0].more - fits[0].fewer) / planned.site.shape[0]
+            note = f"allocated_bits: omq gives output channels {bits + steps[0]} to {bits + steps[-1]} bits"
+            found[planned.name] = (mean, f"{note}, {bits + options.extra:g} on average")
+        return found
+
+    @staticmethod
     def foresee(program: Program, options: OmqOptions) -> None:
         """The widest of the allocations that may come out."""
         for name, planned in _targets(program.plan)[0].items():

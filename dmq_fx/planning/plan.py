@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import ceil
 from typing import Any
 
 from dmq_fx.planning.paper_size import paper_bytes
@@ -25,6 +26,7 @@ class PlannedSite:
     rule_where: where that rule stands, as `file:line:column`.
     passes: recipe passes that work on this site. notes: typed reasons for what differs from the recipe.
     widths: (bits, output channels that have them), ascending, where a pass allocated bits; else empty.
+    expected_bits: mean bits of the weights that a pass will allocate, before it has; None if none will.
     """
 
     site: Site
@@ -36,6 +38,7 @@ class PlannedSite:
     notes: tuple[str, ...] = ()
     rule_where: str | None = None
     widths: tuple[tuple[int, int], ...] = ()
+    expected_bits: float | None = None
 
     @property
     def name(self) -> str:
@@ -47,12 +50,13 @@ class PlannedSite:
 
     @property
     def weight_bits(self) -> float:
-        """Bits of a weight, the mean of them where output channels differ."""
+        """Bits of a weight, the mean of them where output channels differ, or will."""
         if self.weight is None:
             return FULL_PRECISION_BITS
-        if not self.widths:
-            return self.weight.bits
-        mean = sum(bits * channels for bits, channels in self.widths) / sum(channels for _, channels in self.widths)
+        if self.widths:
+            mean = sum(bits * channels for bits, channels in self.widths) / sum(channels for _, channels in self.widths)
+        else:
+            mean = float(self.weight.bits if self.expected_bits is None else self.expected_bits)
         return int(mean) if mean.is_integer() else mean
 
     @property
@@ -78,7 +82,7 @@ class PlannedSite:
         """Bytes of the packed integers, and of what says how many bits each channel has."""
         assert self.weight is not None
         if not self.widths:
-            return (self.site.parameters * self.weight.bits + 7) // 8
+            return ceil(self.site.parameters * self.weight_bits / 8)
         channels = self.site.shape[0]
         row = self.site.parameters // channels
         packed = sum((bits * count * row + 7) // 8 for bits, count in self.widths)

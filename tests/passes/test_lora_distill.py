@@ -120,3 +120,18 @@ def test_two_passes_that_choose_integers_are_refused(tmp_path: Path, options: di
     path.write_text((RECIPE % "").replace("passes: [", "passes: [adaround: {}, "))
     with pytest.raises(RecipeError, match="do the same, and the second would undo the first"):
         dmq_fx.compile(path, output=tmp_path / "out", **options)
+
+
+def test_biases_are_not_corrected_where_weights_were_distilled(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = tmp_path / "corrected.yaml"
+    given = RECIPE % ", distance: none"
+    for passes in (
+        given.replace("}]", "}, bias_correction: {}]"),
+        given.replace("[lora", "[bias_correction: {}, lora"),
+    ):
+        path.write_text(passes)
+        with pytest.raises(RecipeError, match=r"passes '\w+' and '\w+' exclude each other") as error:
+            dmq_fx.compile(path, output=tmp_path / "out", **options)
+        assert "leave" in (error.value.hint or "")
+    path.write_text(given.replace("}]", "}, output_correction: {}]"))
+    dmq_fx.compiler.resolve_recipe(path)
