@@ -48,9 +48,21 @@ def test_numerics_and_program_do_not_know_the_compiler() -> None:
             )
 
 
-def test_recipes_are_read_without_torch() -> None:
-    code = "import sys, dmq_fx, dmq_fx.recipe, dmq_fx.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+@pytest.mark.parametrize(
+    ("names", "absent"),
+    [
+        ("dmq_fx, dmq_fx.recipe, dmq_fx.cli", ["torch", "jsonschema", "dmq_fx.sharing.library"]),
+        (
+            "dmq_fx.pair, dmq_fx.images, dmq_fx.backends.x86_int8",
+            ["torchao", "scipy", "jsonschema", "torch._inductor.lowering", "dmq_fx.program", "dmq_fx.quality"],
+        ),
+    ],
+    ids=["recipes and commands", "sampling on kept native code"],
+)
+def test_what_is_imported_late(names: str, absent: list[str]) -> None:
+    code = f"import sys, {names}; print(*(name for name in {absent} if name in sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert result.stdout.split() == []
 
 
 def test_every_package_is_installed() -> None:

@@ -114,7 +114,7 @@ def load_code(path: Path) -> Callable[..., Any]:
 
     Not by torch's own wrapper, which imports the compiler and parses how its arguments are nested in every call.
     """
-    loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+    loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)  # type: ignore[attr-defined]
     return lambda *inputs: loader.boxed_run(list(inputs))
 
 
