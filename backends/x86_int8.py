@@ -61,6 +61,7 @@ class X86Int8:
                 f"{NAME} takes artifacts of float32 models", hint="compile the recipe again without --dtype"
             )
         parts = rewrite(program, dtype)
+        program.graph_module, program.weights = parts.body, {}  # weights that are packed below are let go one by one
         if not options.compile:
             return LoweredModule(program.traced, fold_packed_weights(parts.body), parts.time)
         known = {float(t): parts.time(t) for t in _calibrated(program)} if parts.time is not None else {}

@@ -127,9 +127,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 def _call(model: Any, opened: Opened, batch: int, device: torch.device) -> Callable[[], Any]:
     """One forward on noise of the traced shape, at a calibrated timestep, after two that nobody times."""
-    described = rebuild_inputs(opened.manifest.content["inputs"], "cpu")
-    generator = torch.Generator().manual_seed(0)
-    inputs = _filled(repeat_inputs(described, batch), generator, opened.report["timesteps"])
+    inputs = noise_inputs(opened, batch)
 
     def run() -> Any:
         with torch.no_grad(), torch._inductor.config.patch(freezing=True):
@@ -142,6 +140,13 @@ def _call(model: Any, opened: Opened, batch: int, device: torch.device) -> Calla
         for _ in range(2):
             run()
     return run
+
+
+def noise_inputs(opened: Opened, batch: int) -> dict[str, Any]:
+    """Keyword arguments of a call: noise of the shapes that the artifact was traced with, a calibrated timestep."""
+    described = rebuild_inputs(opened.manifest.content["inputs"], "cpu")
+    generator = torch.Generator().manual_seed(0)
+    return _filled(repeat_inputs(described, batch), generator, opened.report["timesteps"])
 
 
 def _filled(inputs: dict[str, Any], generator: torch.Generator, timesteps: Sequence[float]) -> dict[str, Any]:

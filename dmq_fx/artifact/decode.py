@@ -109,14 +109,15 @@ def _qparams(program: Program, tensors: Mapping[str, Tensor]) -> dict[int, QPara
     found: dict[int, QParams] = {}
     dynamic = [a for a in program.activations if a.spec.per_timestep]
     static = [a for a in program.activations if not a.spec.per_timestep]
-    for column, activation in enumerate(dynamic):
-        found[activation.index] = QParams(
-            tensors[SCALES][:, column].float(), tensors[ZERO_POINTS][:, column].to(torch.int64)
-        )
-    for row, activation in enumerate(static):
-        found[activation.index] = QParams(
-            tensors[STATIC_SCALES][row : row + 1].float(), tensors[STATIC_ZERO_POINTS][row : row + 1].to(torch.int64)
-        )
+    for names, group in (((SCALES, ZERO_POINTS), dynamic), ((STATIC_SCALES, STATIC_ZERO_POINTS), static)):
+        if not group:
+            continue
+        scales, zero_points = tensors[names[0]].float(), tensors[names[1]].to(torch.int64)
+        for place, activation in enumerate(group):
+            if activation.spec.per_timestep:
+                found[activation.index] = QParams(scales[:, place], zero_points[:, place])
+            else:
+                found[activation.index] = QParams(scales[place : place + 1], zero_points[place : place + 1])
     return found
 
 

@@ -15,7 +15,7 @@ from dmq_fx.artifact.encode import encode_sites, encode_tensors
 from dmq_fx.artifact.files import CONFIG, LOCK, REPORT, REPORT_HTML, SITES, STATISTICS, TENSORS
 from dmq_fx.artifact.manifest import Manifest, canonical_json
 from dmq_fx.artifact.opened import Opened, build_skeleton
-from dmq_fx.artifact.tensors import load_tensors, save_tensors
+from dmq_fx.artifact.tensors import opened_tensors, save_tensors
 from dmq_fx.errors import ArtifactError
 from dmq_fx.models import LoadedModel
 from dmq_fx.program import Program
@@ -79,8 +79,8 @@ def load_program(opened: Opened, denoiser: torch.nn.Module | None = None) -> tup
             where=str(opened.path),
             hint=f"it was compiled with {_versions(opened)}; install those, or compile the recipe again",
         )
-    tensors = load_tensors(opened.path / TENSORS)
-    program = decode_program(traced, find_sites(traced), opened.sites, tensors, str(opened.path))
+    with opened_tensors(opened.path / TENSORS) as tensors:
+        program = decode_program(traced, find_sites(traced), opened.sites, tensors, str(opened.path))
     if len(opened.report["timesteps"]) == len(program.timesteps):  # not among the tensors where all ranges are static
         program.timesteps = torch.tensor(opened.report["timesteps"], dtype=torch.float32)
     return program, denoiser

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,42 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from error
     return {name: tensors[name] for name in sorted(tensors)}
+
+
+class StoredTensors(Mapping[str, torch.Tensor]):
+    """The tensors of an open safetensors file by name, each read into memory of its own whenever it is asked for."""
+
+    def __init__(self, file: Any, path: Path) -> None:
+        self._file, self._path = file, path
+        self._names = dict.fromkeys(sorted(file.keys()))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        try:
+            return self._file.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(self._path, error) from error
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@contextmanager
+def opened_tensors(path: Path) -> Iterator[StoredTensors]:
+    """The tensors of a file, for one who does not need all at once. Read, not mapped, and errors, as `load_tensors`."""
+    try:
+        file = safe_open(path, framework="pt", backend="pread")
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+    with file:
+        yield StoredTensors(file, path)
 
 
 def load_metadata(path: Path) -> dict[str, Any]:

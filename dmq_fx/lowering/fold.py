@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -9,12 +10,16 @@ from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
 from dmq_fx.lowering.onednn import PREPACK
-from dmq_fx.program.graph_tools import drop_unread_tensors, finish, get_tensor, set_buffer
+from dmq_fx.program.graph_tools import drop_tensor, drop_unread_tensors, finish, get_tensor, set_buffer
 
 
 def fold_packed_weights(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """Replace, in place, the packing of weights in every call by the packed weights; gives the module back."""
+    """Replace, in place, the packing of weights in every call by the packed weights; gives the module back.
+
+    Each weight is let go as soon as it is packed, so that few are held twice.
+    """
     graph = graph_module.graph
+    readers = Counter(str(node.target) for node in graph.nodes if node.op == "get_attr")
     for number, node in enumerate([n for n in graph.nodes if n.target in PREPACK]):
         name = f"dmq_packed_{number}"
         with torch.no_grad():
@@ -23,9 +28,23 @@ def fold_packed_weights(graph_module: fx.GraphModule) -> fx.GraphModule:
         with graph.inserting_before(node):
             constant = graph.get_attr(name)
         node.replace_all_uses_with(constant)
+        _erase(graph_module, node, readers)
     finish(graph_module)
     drop_unread_tensors(graph_module)
     return graph_module
+
+
+def _erase(module: fx.GraphModule, node: fx.Node, readers: Counter[str]) -> None:
+    """Take out a node without users, what only it has used, and the tensors that nothing reads any more."""
+    sources = node.all_input_nodes
+    node.graph.erase_node(node)
+    if node.op == "get_attr":
+        readers[str(node.target)] -= 1
+        if not readers[str(node.target)]:
+            drop_tensor(module, str(node.target))
+    for source in sources:
+        if not source.users and source.op in ("get_attr", "call_function"):
+            _erase(module, source, readers)
 
 
 def _value(module: fx.GraphModule, node: fx.Node) -> Tensor:

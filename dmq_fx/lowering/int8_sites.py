@@ -316,7 +316,12 @@ class _Lowering:
 
 
 def centred(weight: QuantizedWeight) -> Tensor:
-    """Integers less their zero points, int8, of the weight's shape; the caller knows that they fit."""
+    """Integers less their zero points, int8, of the weight's shape; the caller knows that they fit.
+
+    The weight's own tensor, where that is what it holds.
+    """
+    if weight.integers.dtype == torch.int8 and not weight.zero_point.any():
+        return weight.integers
     rows = weight.integers.to(torch.int32).reshape(max(weight.zero_point.numel(), 1), -1)
     values = (rows - weight.zero_point.reshape(-1, 1).to(rows)).reshape(weight.integers.shape)
     return values.to(torch.int8)
@@ -324,10 +329,12 @@ def centred(weight: QuantizedWeight) -> Tensor:
 
 def _sums(weight: QuantizedWeight, factors: Tensor | None = None) -> Tensor:
     """Dequantized weights summed by output channel, float64 [out]. factors: of the input channels, [in]."""
-    values = centred(weight).double()
-    if factors is not None:
-        values = values * along_inputs(factors, values)
-    return values.flatten(1).sum(1) * _by_output(weight).double()
+    values = centred(weight)
+    if factors is None:
+        sums = values.flatten(1).sum(1, dtype=torch.int32).double()  # exact, as are sums of whole numbers in float64
+    else:
+        sums = (values.double() * along_inputs(factors, values.double())).flatten(1).sum(1)
+    return sums * _by_output(weight).double()
 
 
 def _by_output(weight: QuantizedWeight) -> Tensor:

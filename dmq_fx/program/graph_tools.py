@@ -72,6 +72,12 @@ def drop_unread_tensors(graph_module: fx.GraphModule) -> None:
                 del kind[leaf]
 
 
+def drop_tensor(module: nn.Module, name: str) -> None:
+    """Remove the parameter or buffer at the dotted `name`."""
+    owner, _, leaf = name.rpartition(".")
+    delattr(module.get_submodule(owner), leaf)
+
+
 def last_placeholder(graph: fx.Graph) -> fx.Node:
     """The node after which every input is known."""
     return [node for node in graph.nodes if node.op == "placeholder"][-1]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from dmq_fx.artifact.tensors import load_metadata, load_tensors, narrow, restore, save_tensors
+from dmq_fx.artifact.tensors import load_metadata, load_tensors, narrow, opened_tensors, restore, save_tensors
 from dmq_fx.errors import ArtifactError, InternalError
 
 
@@ -114,6 +114,22 @@ def test_loaded_tensors_do_not_depend_on_the_file(tmp_path):
     assert torch.equal(loaded["a"], torch.ones(100))
 
 
+def test_tensors_are_read_when_they_are_asked_for(tmp_path):
+    path = tmp_path / "x"
+    save_tensors(path, {"b": torch.ones(100), "a": torch.zeros(2, 3)})
+    with opened_tensors(path) as tensors:
+        assert list(tensors) == ["a", "b"] and len(tensors) == 2 and "c" not in tensors and tensors.get("c") is None
+        with pytest.raises(KeyError, match="c"):
+            tensors["c"]
+        first = tensors["b"]
+        data = path.read_bytes()
+        path.write_bytes(data[:-400] + torch.full((100,), 2.0).numpy().tobytes())
+        assert torch.equal(first, torch.ones(100)) and torch.equal(tensors["b"], torch.full((100,), 2.0))
+        path.write_bytes(data[:-40])
+        with pytest.raises(ArtifactError, match="not a readable safetensors file"):
+            tensors["b"]
+
+
 @pytest.mark.parametrize("damage", ["cut", "header", "empty", "junk", "longer"])
 def test_damaged_files_are_artifact_errors(tmp_path, damage):
     path = tmp_path / "x.safetensors"
@@ -122,7 +138,7 @@ def test_damaged_files_are_artifact_errors(tmp_path, damage):
     path.write_bytes(
         {"cut": data[:-5], "header": data[:20], "empty": b"", "junk": b"{" * 64, "longer": data + b"xx"}[damage]
     )
-    for load in (load_tensors, load_metadata):
+    for load in (load_tensors, load_metadata, lambda path: opened_tensors(path).__enter__()):
         with pytest.raises(ArtifactError, match="not a readable safetensors file") as error:
             load(path)
         assert error.value.where == str(path)

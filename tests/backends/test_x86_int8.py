@@ -194,6 +194,17 @@ def test_without_a_compiler(
 
 
 @needs_vnni
+def test_the_program_does_not_hold_its_weights_beside_the_packed_ones(model: TracedModel) -> None:
+    program = copy_of(converted(grouped(model, (W8, BY_TIMESTEP))))
+    held = {name: weight.integers for name, weight in program.weights.items()}
+    X86Int8.lower(program, LoweringOptions(compile=False))
+    assert held and program.weights == {}
+    kept = [*program.graph_module.parameters(), *program.graph_module.buffers()]
+    pointers = {tensor.data_ptr() for tensor in kept if not tensor.is_mkldnn}
+    assert not pointers & {tensor.data_ptr() for tensor in held.values()}
+
+
+@needs_vnni
 @pytest.mark.parametrize("model_dtype", [torch.bfloat16, torch.float16])
 def test_model_in_half_precision_is_refused(model_dtype: torch.dtype) -> None:
     half = converted(grouped(traced(Denoiser(), model_dtype), (W8, BY_TIMESTEP)))

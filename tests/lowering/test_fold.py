@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+from weakref import ref
+
 import pytest
 import torch
 from small_programs import (
@@ -23,6 +26,7 @@ from torch import nn
 
 from dmq_fx.lowering.fold import fold_packed_weights
 from dmq_fx.lowering.onednn import PREPACK, SHIFTED
+from dmq_fx.program.graph_tools import set_buffer
 from dmq_fx.recipe.language import ActivationSpec
 from dmq_fx.tracing import TracedModel
 
@@ -61,6 +65,21 @@ def test_unpacked_weights_are_dropped(model: TracedModel) -> None:
     names = set(module.state_dict())
     assert not {name for name in names if name.endswith(".weight_int8")}
     assert {f"dmq_packed_{number}" for number in range(4)} < names
+
+
+def test_each_weight_is_let_go_once_it_is_packed(model: TracedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large model would not fit twice: when weight k is packed, those before it are gone."""
+    module = lower(converted(grouped(model, (W4, STATIC)))).lowered.graph_module
+    held = [ref(tensor) for name, tensor in module.named_buffers() if name.endswith(".weight_int8")]
+    left = []
+
+    def count(*arguments: Any) -> None:
+        left.append(sum(one() is not None for one in held))
+        set_buffer(*arguments)
+
+    monkeypatch.setattr("dmq_fx.lowering.fold.set_buffer", count)
+    fold_packed_weights(module)
+    assert left == [4, 3, 2, 1] and not any(one() is not None for one in held)
 
 
 def test_weights_of_every_timestep_stay_as_they_are(model: TracedModel) -> None:

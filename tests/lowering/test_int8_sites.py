@@ -33,6 +33,7 @@ from small_programs import (
 )
 from torch import Tensor, nn
 
+from dmq_fx.lowering.int8_sites import centred
 from dmq_fx.lowering.kernels import int8_kernels
 from dmq_fx.lowering.parity import TOLERANCE, site_errors
 from dmq_fx.program.split import split_sites
@@ -88,6 +89,17 @@ def precisions(draw: DrawFn) -> Specs:
         bits=draw(st.integers(4, 8)), symmetric=draw(st.booleans()), per_timestep=draw(st.booleans())
     )
     return weight, activation
+
+
+@pytest.mark.parametrize(
+    ("weight", "shared"), [(WeightSpec(bits=8, symmetric=True), True), (WeightSpec(bits=4), False)]
+)
+def test_integers_that_are_int8_already_are_not_copied(bench: TracedModel, weight: WeightSpec, shared: bool) -> None:
+    program = converted(grouped(bench, (weight, STATIC)))
+    for held in program.weights.values():
+        assert (centred(held) is held.integers) == shared
+        back = centred(held).reshape(len(held.scale), -1) + held.zero_point.reshape(-1, 1)
+        assert torch.equal(back.reshape(held.integers.shape), held.integers.long())
 
 
 @settings(max_examples=25, **QUICK)
