@@ -31,6 +31,9 @@ class BiasCorrectionOptions:
     )
 
 
+BEFORE = frozenset({"output_corrected", "distilled"})
+
+
 @PASSES.register("bias_correction")
 class BiasCorrection:
     """Takes the mean error of every output channel off the biases, site after site in the order they are executed.
@@ -44,13 +47,13 @@ class BiasCorrection:
     Options = BiasCorrectionOptions
     requires = frozenset({"calibrated", "rounded"})
     ensures = frozenset({"bias_corrected"})
-    before = frozenset({"output_corrected", "distilled"})
+    before = BEFORE
 
     @staticmethod
     def order(options: BiasCorrectionOptions) -> Order:
         """Weights that were distilled are learned with the biases that they have."""
         advice = "leave bias_correction out; output_correction takes the mean error off the prediction, step by step"
-        return Order(BiasCorrection.requires, BiasCorrection.ensures, BiasCorrection.before, advice)
+        return Order(BiasCorrection.requires, BiasCorrection.ensures, BEFORE, advice)
 
     @staticmethod
     def run(program: Program, options: BiasCorrectionOptions, context: PassContext) -> PassResult:

@@ -92,7 +92,7 @@ def precisions(draw: DrawFn) -> Specs:
 
 
 @pytest.mark.parametrize(
-    ("weight", "shared"), [(WeightSpec(bits=8, symmetric=True), True), (WeightSpec(bits=4), False)]
+    ("weight", "shared"), [(WeightSpec(bits=8, symmetric=True), True), (WeightSpec(bits=4, symmetric=False), False)]
 )
 def test_integers_that_are_int8_already_are_not_copied(bench: TracedModel, weight: WeightSpec, shared: bool) -> None:
     program = converted(grouped(bench, (weight, STATIC)))
