@@ -20,6 +20,7 @@ class LoraWeight(nn.Module):
 
     weight: [out, in, ...], what the update is added to. gamma: equivalent scaling of the inputs, broadcast against the
     weight, or None: the values are those of W gamma. start: integers of nearest rounding, whose grid is kept.
+    learn_zero_point: zero points, of grids that have them, are learned as well, straight through their rounding.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class LoraWeight(nn.Module):
         rank: int,
         per_tap: bool,
         generator: torch.Generator,
+        learn_zero_point: bool = False,
     ) -> None:
         super().__init__()
         out, inputs, taps = weight.shape[0], weight.shape[1], weight[0, 0].numel()
@@ -43,9 +45,12 @@ class LoraWeight(nn.Module):
         self.gamma: Tensor | None
         self.register_buffer("base", weight.detach().float(), persistent=False)
         self.register_buffer("gamma", gamma, persistent=False)
+        # as a row of the weight: broadcast over a kernel's taps the product takes four times as long
+        self._factors = None if gamma is None else gamma.expand_as(self.base[:1]).reshape(1, -1)
         self.start = start
         self._low, self._high = bounds(start)
-        self._zero_point = start.zero_point.reshape(-1, 1).float()
+        learned = learn_zero_point and not start.grid.symmetric
+        self.zero_point = nn.Parameter(start.zero_point.reshape(-1, 1).float(), requires_grad=learned)
 
     def delta(self) -> Tensor:
         """B A, of the weight's shape."""
@@ -56,28 +61,34 @@ class LoraWeight(nn.Module):
     def merged(self) -> Tensor:
         """(W + B A) gamma, not rounded."""
         weight = self.delta().add_(self.base)
-        return weight if self.gamma is None else weight.mul_(self.gamma)
+        return weight if self._factors is None else (weight.flatten(1) * self._factors).reshape(self.base.shape)
 
     def forward(self) -> Tensor:
         """What the integers of `merged` stand for, float32, of the weight's shape; differentiable."""
         rows = self.merged().reshape(max(self.scale.numel(), 1), -1)
-        values = learned_fake_quantize(
-            rows, self.scale.reshape(-1, 1), self._zero_point, self._low, self._high, rounded=False
-        )
+        values = learned_fake_quantize(rows, self.scale.reshape(-1, 1), self.zero_point, self._low, self._high)
         return values.reshape(self.base.shape)
 
     def clamp_(self) -> None:
-        """Keep the scales positive."""
+        """Keep the scales positive, and learned zero points on the grid."""
         self.scale.data.clamp_(min=SMALLEST_SCALE)
+        if self.zero_point.requires_grad:
+            self.zero_point.data.clamp_(self._low, self._high)  # type: ignore[arg-type]
+
+    def round_(self) -> None:
+        """Put zero points on integers."""
+        self.zero_point.data.round_()
 
     def integers(self) -> QuantizedWeight:
         """The integers that the values of `forward` are those of."""
         with torch.no_grad():
             rows = self.merged().reshape(max(self.scale.numel(), 1), -1)
-            shifted = torch.round(rows * (1.0 / self.scale.reshape(-1, 1))) + self._zero_point
+            zero_point = self.zero_point.round()
+            shifted = torch.round(rows * (1.0 / self.scale.reshape(-1, 1))) + zero_point
             found = torch.clamp(shifted, self._low, self._high)  # type: ignore[arg-type]
         integers = found.reshape(self.base.shape).to(self.start.grid.dtype)
-        return QuantizedWeight(integers, self.scale.detach().clone(), self.start.zero_point, self.start.grid)
+        written = zero_point.reshape(self.start.zero_point.shape).to(self.start.zero_point.dtype)
+        return QuantizedWeight(integers, self.scale.detach().clone(), written, self.start.grid)
 
 
 class _TapProducts(torch.autograd.Function):

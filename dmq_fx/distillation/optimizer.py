@@ -35,9 +35,10 @@ class StudentOptimizer:
         scales = [weight.scale for weight in student.weights.values()]
         for scale in scales:
             scale.requires_grad_(options.learn_weight_scale)
-        if options.learn_weight_scale and scales:
+        of_weights = [*(scales if options.learn_weight_scale else []), *student.weight_zero_points()]
+        if of_weights:
             rate = options.weight_scale_learning_rate * speed[1]
-            groups.append({"params": scales, "lr": rate, "weight_decay": decay})
+            groups.append({"params": of_weights, "lr": rate, "weight_decay": decay})
         rate = options.activation_learning_rate * speed[2]
         ranges: list[nn.Parameter] = []
         for table in student.tables:

@@ -41,7 +41,15 @@ class DistillationOptions:
     )
     scale_offset: float = option("added to mean weight scales; 0.01 in MPQ-DM's release", default=0.0, minimum=0.0)
     learn_weight_scale: bool = option("the scales of the weights are learned as well", default=True)
-    weight_scale_learning_rate: float = option("of the scales of weights", default=1e-6, exclusive_minimum=0.0)
+    weight_scale_learning_rate: float = option(
+        "of the scales of weights, and of their zero points", default=1e-6, exclusive_minimum=0.0
+    )
+    weight_zero_point: str = option(
+        "zero points of weights: kept (EfficientDM), or learned through their rounding (MPQ-DM, at a rate that moves "
+        "them by less than a hundredth)",
+        default="frozen",
+        choices=("frozen", "learned"),
+    )
     activation_learning_rate: float = option(
         "of scales and zero points of activations", default=5e-4, exclusive_minimum=0.0
     )
@@ -79,4 +87,9 @@ class DistillationOptions:
     window: int = option("sampler steps whose features are averaged", default=2, minimum=1, maximum=1000)
     max_positions: int = option(
         "most pixels that relations are taken between; larger features are average-pooled", default=1024, minimum=4
+    )
+    gradient_checkpointing: bool = option(
+        "for the backward pass only some values are kept, and the others computed again: less memory, more time, the "
+        "same gradients",
+        default=False,
     )

@@ -78,12 +78,37 @@ def pixels(features: Tensor, channel_axis: int, limit: int) -> Tensor:
 def relation_distance(teacher: Tensor, student: Tensor) -> Tensor:
     """sum over batch and positions of KL(P_teacher | P_student), P the softmax of cosine similarities to all positions.
 
-    teacher, student: [batch, positions, channels]; a scalar, in nats.
+    teacher, student: [batch, positions, channels]; a scalar, in nats. Gradients reach `student` alone.
     """
-    exact, rounded = (_log_relations(one) for one in (teacher, student))
-    return functional.kl_div(rounded, exact, reduction="sum", log_target=True)
+    exact, rounded = (functional.normalize(one, dim=2, eps=1e-12) for one in (teacher.detach(), student))
+    return _Divergence.apply(exact, rounded)  # type: ignore[return-value]
 
 
-def _log_relations(features: Tensor) -> Tensor:
-    normed = functional.normalize(features, dim=2, eps=1e-12)
-    return torch.log_softmax(normed @ normed.transpose(1, 2), dim=2)
+class _Divergence(torch.autograd.Function):
+    """KL of relations between rows of length one, [batch, positions, channels], one sample after another.
+
+    With S the similarities and P = softmax(S), the derivative by S_student is P_student - P_teacher: taken at once, so
+    that no matrix of positions by positions is kept, and those of one sample are all that there are. Similarities are
+    at most one, so that exp needs no maximum taken off.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, teacher: Tensor, student: Tensor) -> Tensor:
+        total = student.new_zeros(())
+        gradients = torch.empty_like(student)
+        for exact, rounded, gradient in zip(teacher, student, gradients, strict=True):
+            of_exact, of_rounded = exact @ exact.T, rounded @ rounded.T
+            apart = of_exact - of_rounded
+            shares, found = of_exact.exp_(), of_rounded.exp_()
+            sums, found_sums = shares.sum(1, keepdim=True), found.sum(1, keepdim=True)
+            shares /= sums
+            total += apart.mul_(shares).sum() - torch.log(sums / found_sums).sum()
+            found.div_(found_sums).sub_(shares)
+            torch.addmm(found.T @ rounded, found, rounded, out=gradient)
+        ctx.save_for_backward(gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        (gradients,) = ctx.saved_tensors
+        return None, gradients * gradient

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from dmq_fx.distillation.feature import add_feature, split_feature
 from dmq_fx.distillation.lora import LoraWeight
 from dmq_fx.distillation.options import DistillationOptions
+from dmq_fx.distillation.segments import in_segments
 from dmq_fx.distillation.tables import ActivationQuantizer, RangeTable
 from dmq_fx.numerics import IntegerGrid
 from dmq_fx.planning import PlannedSite
@@ -55,6 +56,8 @@ class Student:
         self.tables, self._columns = self._place_ranges(names, rounded=options.zero_point != "float")
         self._node = add_feature(self.module, program, options.feature) if feature else None
         finish(self.module)
+        if options.gradient_checkpointing:
+            self.module = in_segments(self.module, {planned.site.node for planned in program.plan.sites})
 
     def __call__(self, arguments: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         """The prediction, and the features if they are wanted."""
@@ -66,9 +69,15 @@ class Student:
             yield f"a.{index}.{name}", weight.a
             yield f"b.{index}.{name}", weight.b
             yield f"scale.{index}.{name}", weight.scale
+            if weight.zero_point.requires_grad:
+                yield f"zero_point.{index}.{name}", weight.zero_point
         for index, table in enumerate(self.tables):
             yield f"ranges.{index}.scale", table.scale
             yield f"ranges.{index}.zero_point", table.zero_point
+
+    def weight_zero_points(self) -> list[nn.Parameter]:
+        """Zero points of weights, if they are learned."""
+        return [weight.zero_point for weight in self.weights.values() if weight.zero_point.requires_grad]
 
     def clamp_(self) -> None:
         """Take what an optimizer step has moved out of bounds back."""
@@ -77,8 +86,8 @@ class Student:
 
     def round_zero_points(self) -> None:
         """Put learned zero points on integers, as `export` will write them."""
-        for table in self.tables:
-            table.round_()
+        for part in (*self.weights.values(), *self.tables):
+            part.round_()
 
     def export(self) -> None:
         """Write integers and ranges into the program."""
@@ -110,6 +119,7 @@ class Student:
                 rank=options.rank,
                 per_tap=options.kernel == "per_tap",
                 generator=_generator(seed, name),
+                learn_zero_point=options.weight_zero_point == "learned",
             )
             place = f"{WEIGHTS}.{len(learned)}"
             self.module.add_submodule(place, weight)

@@ -90,3 +90,37 @@ def test_scaled_inputs() -> None:
     one = moved(LoraWeight(weight, start, gamma=gamma, rank=2, per_tap=False, generator=generator))
     torch.testing.assert_close(one.merged(), (weight + one.delta()) * gamma)
     assert torch.equal(one.integers().dequantized(), one())
+
+
+def test_learned_zero_points_of_weights() -> None:
+    """Their gradient is -s times that of the clipped values (T4), values stay on integers, and those are written."""
+    weight = noise(6, 40)
+    start = quantize_weight(weight, SPEC)
+    generator = torch.Generator().manual_seed(3)
+    options = {"gamma": None, "rank": 2, "per_tap": False, "generator": generator}
+    one = LoraWeight(weight * 2, start, learn_zero_point=True, **options)
+    one().sum().backward()
+    rounded = torch.round(weight * 2 / start.scale[:, None]) + start.zero_point[:, None]
+    clipped = ((rounded < 0) | (rounded > 7)).sum(1, keepdim=True)
+    assert one.zero_point.grad is not None and bool(clipped.sum() > 0)
+    torch.testing.assert_close(one.zero_point.grad, -clipped * start.scale[:, None])
+    one.zero_point.data.add_(0.7)
+    found = one.integers()
+    assert torch.equal(found.dequantized(), one())
+    assert torch.equal(found.zero_point, start.zero_point + 1) and found.zero_point.dtype == start.zero_point.dtype
+    one.zero_point.data.fill_(100)
+    one.clamp_()
+    assert bool((one.zero_point == 7).all())
+
+
+def test_zero_points_are_learned_where_they_are_asked_for_and_there_are_any() -> None:
+    symmetric = WeightSpec(bits=3, symmetric=True, range="mse")
+    for spec, learn, learned in ((SPEC, True, True), (SPEC, False, False), (symmetric, True, False)):
+        start = quantize_weight(noise(6, 5), spec)
+        generator = torch.Generator().manual_seed(3)
+        one = LoraWeight(
+            noise(6, 5), start, gamma=None, rank=2, per_tap=False, generator=generator, learn_zero_point=learn
+        )
+        assert one.zero_point.requires_grad is learned
+        one().sum().backward()
+        assert (one.zero_point.grad is not None) is learned

@@ -121,26 +121,6 @@ def test_gradients_of_ranges_are_those_of_the_timestep(make: Any) -> None:
         assert zero is not None and set(zero.abs().sum(1).nonzero().flatten().tolist()) <= set(slots)
 
 
-def test_a_forward_that_is_taken_again_gives_the_same_gradients(make: Any) -> None:
-    """As gradient checkpointing does it: no step is counted."""
-    from torch.utils.checkpoint import checkpoint
-
-    program, _ = make()
-    student = student_of(program)
-    disturb(student)
-    gradients = []
-    for call in (
-        lambda x, t: student((x, t))[0],
-        lambda x, t: checkpoint(student.module, x, t, use_reentrant=False)[0],
-    ):
-        for _, parameter in student.trainable():
-            parameter.grad = None
-        call(*arguments()).square().sum().backward()
-        gradients.append({name: parameter.grad.clone() for name, parameter in student.trainable()})
-    assert gradients[0].keys() == gradients[1].keys()
-    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
-
-
 def test_integer_base_begins_with_the_same_integers(make: Any) -> None:
     program, _ = make()
     plain, base = student_of(program), student_of(program, DistillationOptions(rank=4, base="int"))

@@ -202,6 +202,20 @@ def guided_loop(self: DenoiserLoop, batch_size: int, num_inference_steps: int, g
     return x
 
 
+def test_zero_points_of_weights_are_learned_by_an_option(make: Any) -> None:
+    """At the rate of the weights' scales; they are part of what a checkpoint holds."""
+    program, context = make()
+    assert not any(name.startswith("zero_point.") for name in values(trainer_of(program, context)))
+    trainer = trainer_of(program, context, trajectories=1, weight_zero_point="learned")
+    start = values(trainer)
+    trainer.run()
+    names = {name for name in start if name.startswith("zero_point.")}
+    assert len(names) == len(trainer.student.weights)
+    moved = [(values(trainer)[name] - start[name]).abs().max() for name in names]
+    assert 0 < float(max(moved)) <= 4 * SPEED[1] * 1e-6 * 1.01  # four steps, each of at most the rate
+    assert {f"exp_avg.{name}" for name in names} <= trainer.optimizer.state().keys()
+
+
 def test_two_calls_of_the_denoiser_are_one_step(make: Any, parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are the scheduler's, not the denoiser's calls; one optimizer step each, on the guided prediction."""
     monkeypatch.setattr(DenoiserLoop, "__call__", guided_loop)
