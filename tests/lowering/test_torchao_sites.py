@@ -24,7 +24,8 @@ from small_programs import (
 from torch import Tensor, fx, nn
 
 from dmq_fx.errors import BackendError
-from dmq_fx.lowering.kernels import require_kernels, torchao_sites
+from dmq_fx.lowering import torchao_sites
+from dmq_fx.lowering.kernels import require_kernels
 from dmq_fx.lowering.parity import site_errors
 from dmq_fx.lowering.torchao_sites import BY_TIMESTEP, GROUPED, STATIC, WEIGHT_ONLY, lower_sites, torchao_kernels
 from dmq_fx.lowering.torchao_tensors import multiplies_exactly, without_range
