@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +199,12 @@ def test_graph_agrees_with_the_reference_of_every_site(
             value = value * program.input_scales[activation.index].reshape(-1, *([1] * (value.dim() - 1 - axis)))
         reference = quantized_output(program, planned, (value, *arguments), torch.arange(3))
         error = (reference - seen[planned.site.node]).abs()
-        # a value on the edge between two integers may fall either way after the norm's division
-        assert float(error.quantile(0.999) / reference.std()) < 1e-5, planned.name
+        # A value on the edge between two integers may fall either way after the norm's division, which one CPU rounds
+        # otherwise than another: it moves all channels of the positions that read it, and no others.
+        channels = error.dim() - 1 if planned.site.op == "linear" else 1
+        moved = error.amax(channels) > 1e-5 * reference.std()
+        reach = math.prod(planned.site.shape[2:]) if activation.index in program.folded else 0
+        assert int(moved.sum()) <= 2 * reach, planned.name
         checked += 1
     assert checked > 20
 
