@@ -28,12 +28,13 @@ from train_reference_model import load_images, save_atomically
 from dmq_fx.quality.classifier import ClassifierConfig, SmallResNet, load_classifier, save_classifier
 
 SIZE = 32
+MIRRORED = ";\n  features and logits are the means over an image and its mirror image (`mirror` in config.json)"
 CARD = """# classifier-{name}
 
 A small ResNet that reads {size}×{size} images in {channels} channel(s) as one of {count} classes. {credit}
 Weights only are shipped, no images.
 
-- **Accuracy {accuracy} %** on the {tests:,} test images, of the fp16 weights as saved here, evaluated in fp32.
+- **Accuracy {accuracy} %** on the {tests:,} test images, of the fp16 weights as saved here, evaluated in fp32{mirror}.
 - {parameters:.2f} M parameters: a stem and stages of {widths} channels with {blocks} residual blocks.
   Images are in -1..1; {features} pooled features, a {spatial} map in front of the last stage, {count} logits.
 - Trained on the {trains:,} training images with
@@ -121,7 +122,7 @@ def train(args: argparse.Namespace) -> None:
     images, labels = data["train"]
     print(f"{len(images)} training images, {len(data['test'][0])} test images, {data['classes']}", flush=True)
     config = ClassifierConfig(
-        args.name, args.channels, SIZE, tuple(args.widths), tuple(args.blocks), tuple(data["classes"])
+        args.name, args.channels, SIZE, tuple(args.widths), tuple(args.blocks), tuple(data["classes"]), args.mirror
     )
     model = SmallResNet(config).to(memory_format=torch.channels_last)
     if args.init is not None:
@@ -200,6 +201,7 @@ def export(ema: SmallResNet, data: dict, args: argparse.Namespace) -> None:
         accuracy=f"{100 * config.accuracy:.2f}",
         tests=len(images),
         trains=len(data["train"][0]),
+        mirror=MIRRORED if config.mirror else "",
         parameters=sum(p.numel() for p in saved.parameters()) / 1e6,
         widths=", ".join(map(str, config.widths)),
         blocks=", ".join(map(str, config.blocks)),
@@ -247,6 +249,9 @@ def main() -> None:
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--margin", type=int, default=4, help="pixels that a random crop moves an image")
     parser.add_argument("--flip", action="store_true", help="horizontal flips, every other epoch")
+    parser.add_argument(
+        "--mirror", action="store_true", help="features are means over an image and its mirror image; twice the work"
+    )
     parser.add_argument("--cutout", type=int, default=0, help="edge of a random grey square in pixels; 0 is none")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--seed", type=int, default=0)

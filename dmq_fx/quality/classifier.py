@@ -27,8 +27,8 @@ class ClassifierConfig:
     """A classifier's architecture, its classes in the order of the logits, and how well it reads them.
 
     widths, blocks: channels and residual blocks of each stage. The first is at the image's resolution, with the stem
-    (it may have no block), each further one at half of the last. accuracy: of the saved weights on the test images,
-    as a share, 0..1.
+    (it may have no block), each further one at half of the last. mirror: whether an image is read together with its
+    mirror image, so that both give the same. accuracy: of the saved weights on the test images, as a share, 0..1.
     """
 
     name: str
@@ -37,6 +37,7 @@ class ClassifierConfig:
     widths: tuple[int, ...]
     blocks: tuple[int, ...]
     classes: tuple[str, ...]
+    mirror: bool = False
     accuracy: float = 0.0
 
     @property
@@ -81,6 +82,8 @@ class ClassifierOutput(NamedTuple):
     pooled: `[n, widths[-1]]`, the last stage's map averaged over the pixels, in front of the last layer.
     spatial: `[n, widths[-2], height, width]`, the map of the stage before the last.
     logits: `[n, classes]`, not normalized.
+    Of a classifier that mirrors, and is not in training: the means over an image and its mirror image, whose map is
+    turned back.
     """
 
     pooled: Tensor
@@ -133,12 +136,19 @@ class SmallResNet(nn.Module):
         if x.ndim != 4 or tuple(x.shape[1:]) != wanted:
             message = f"reads images of shape [n, {', '.join(map(str, wanted))}], and received {list(x.shape)}"
             raise ModelError(message, where=self.config.name)
+        pooled, spatial = self._read(x)
+        if self.config.mirror and not self.training:
+            mirrored, turned = self._read(x.flip(3))
+            pooled, spatial = (pooled + mirrored) / 2, (spatial + turned.flip(3)) / 2
+        return ClassifierOutput(pooled, spatial, self.head(pooled))
+
+    def _read(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The pooled features and the map of the stage before the last."""
         x = self.stem(x)
         spatial = x
         for stage in self.stages:
             spatial, x = x, stage(x)
-        pooled = x.mean((2, 3))
-        return ClassifierOutput(pooled, spatial, self.head(pooled))
+        return x.mean((2, 3)), spatial
 
 
 def save_classifier(model: SmallResNet, folder: Path) -> None:
@@ -206,5 +216,6 @@ _CHECKS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("widths", "a list of channels", _list_of(_is_count)),
     ("blocks", "a list of counts", _list_of(lambda value: type(value) is int and value >= 0)),
     ("classes", "a list of names", _list_of(_is_name)),
+    ("mirror", "true or false", lambda value: isinstance(value, bool)),
     ("accuracy", "a share, 0 to 1", lambda value: isinstance(value, float | int) and 0 <= value <= 1),
 )

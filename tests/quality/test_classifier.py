@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from dmq_fx.quality.classifier import ClassifierConfig, SmallResNet, load_classi
 
 ASSETS = Path(__file__).parents[2] / "assets"
 # name: least accuracy, channels
-SHIPPED = {"mnist": (0.993, 1), "cifar10": (0.895, 3)}
-TINY = ClassifierConfig("tiny", 1, 16, (4, 8, 12), (0, 2, 1), ("a", "b", "c"), 0.5)
+SHIPPED = {"mnist": (0.993, 1), "cifar10": (0.9, 3)}
+TINY = ClassifierConfig("tiny", 1, 16, (4, 8, 12), (0, 2, 1), ("a", "b", "c"), mirror=False, accuracy=0.5)
 
 
 @pytest.fixture
@@ -49,6 +50,30 @@ def test_output_has_the_shapes_the_config_promises(tiny: SmallResNet) -> None:
     assert torch.allclose(output.pooled, tiny.stages[-1](output.spatial).mean((2, 3)))
 
 
+def test_a_classifier_that_mirrors_reads_an_image_as_its_mirror_image(tiny: SmallResNet) -> None:
+    x = torch.randn(5, 1, 16, 16)
+    plain, flipped = tiny(x), tiny(x.flip(3))
+    assert not torch.allclose(plain.pooled, flipped.pooled, atol=1e-3)
+    tiny.config = replace(TINY, mirror=True)
+    output, other = tiny(x), tiny(x.flip(3))
+    for name in ("pooled", "logits"):
+        mean = (getattr(plain, name) + getattr(flipped, name)) / 2
+        assert torch.allclose(getattr(output, name), mean, atol=1e-6), name
+        assert torch.allclose(getattr(output, name), getattr(other, name), atol=1e-6), name
+    assert torch.allclose(output.spatial, (plain.spatial + flipped.spatial.flip(3)) / 2, atol=1e-6)
+    assert torch.allclose(output.spatial, other.spatial.flip(3), atol=1e-6)
+
+
+def test_training_reads_an_image_once(tiny: SmallResNet) -> None:
+    x, seen = torch.randn(5, 1, 16, 16), []
+    tiny.config = replace(TINY, mirror=True)
+    tiny.stem.register_forward_hook(lambda *_: seen.append(1))
+    tiny.train()(x)
+    assert len(seen) == 1
+    tiny.eval()(x)
+    assert len(seen) == 3
+
+
 def test_saved_classifier_loads_with_fp16_convolutions_and_exact_statistics(tiny: SmallResNet, folder: Path) -> None:
     loaded = load_classifier(folder)
     assert loaded.config == TINY
@@ -80,6 +105,7 @@ def test_images_of_another_shape_are_refused(tiny: SmallResNet, shape: tuple[int
         ({"width": [4]}, "'width' is no key of a classifier's config\n  hint: did you mean 'widths'"),
         ({"channels": "3"}, "channels is '3', and has to be a number of channels"),
         ({"widths": [4, 0, 8]}, "widths is [4, 0, 8], and has to be a list of channels"),
+        ({"mirror": 1}, "mirror is 1, and has to be true or false"),
         ({"accuracy": 99.5}, "accuracy is 99.5, and has to be a share, 0 to 1"),
         ({"classes": [0, 1]}, "classes is [0, 1], and has to be a list of names"),
         ({"classes": []}, "classes is [], and has to be a list of names"),
@@ -104,7 +130,8 @@ def test_folder_of_a_diffusion_model_is_refused(tmp_path: Path) -> None:
 
 def test_config_without_a_key_names_it(folder: Path) -> None:
     (folder / "config.json").write_text('{"name": "tiny", "channels": 1}')
-    with pytest.raises(ModelError, match="no classifier's config: size, widths, blocks, classes, accuracy missing"):
+    missing = "size, widths, blocks, classes, mirror, accuracy"
+    with pytest.raises(ModelError, match=f"no classifier's config: {missing} missing"):
         load_classifier(folder)
 
 
