@@ -49,16 +49,15 @@ def find_feature(program: Program, kind: str) -> Feature:
     return found
 
 
-def add_feature(module: fx.GraphModule, program: Program, kind: str) -> bool:
+def add_feature(module: fx.GraphModule, program: Program, kind: str) -> None:
     """Make the graph, full-precision or with observers in it, give the features as well, before they are quantized."""
     graph = module.graph
     source = nodes_by_name(graph)[find_feature(program, kind).node]
     output = next(node for node in graph.nodes if node.op == "output")
     output.args = ((output.args[0], source),)
-    return True
 
 
-def split_feature(output: object, feature: bool | None) -> tuple[Tensor, Tensor | None]:
+def split_feature(output: object, feature: bool) -> tuple[Tensor, Tensor | None]:
     """The prediction, and the features where the graph gives them."""
     found = None
     if feature:

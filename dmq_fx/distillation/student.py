@@ -54,14 +54,16 @@ class Student:
         self.module = working_copy(program.graph_module)
         self.weights = self._place_weights(names, options, seed)
         self.tables, self._columns = self._place_ranges(names, rounded=options.zero_point != "float")
-        self._node = add_feature(self.module, program, options.feature) if feature else None
+        self._feature = feature
+        if feature:
+            add_feature(self.module, program, options.feature)
         finish(self.module)
         if options.gradient_checkpointing:
             self.module = in_segments(self.module, {planned.site.node for planned in program.plan.sites})
 
     def __call__(self, arguments: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         """The prediction, and the features if they are wanted."""
-        return split_feature(self.module(*arguments), self._node)
+        return split_feature(self.module(*arguments), self._feature)
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Everything that can be learned, by name."""
@@ -173,13 +175,15 @@ class Teacher:
 
     def __init__(self, program: Program, *, feature: str | None) -> None:
         self.module = working_copy(program.traced.graph_module)
-        self._node = add_feature(self.module, program, feature) if feature else None
+        self._feature = feature is not None
+        if feature is not None:
+            add_feature(self.module, program, feature)
         finish(self.module)
 
     def __call__(self, arguments: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         """The prediction and the features, without gradients."""
         with torch.no_grad():
-            return split_feature(self.module(*arguments), self._node)
+            return split_feature(self.module(*arguments), self._feature)
 
 
 def _grid(activation: Activation) -> IntegerGrid:
