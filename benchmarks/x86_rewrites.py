@@ -15,7 +15,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from dmq_fx.artifact.folder import load_program
 from dmq_fx.artifact.opened import Opened, open_artifact
+from dmq_fx.backends.x86_int8 import default_dtype
 from dmq_fx.lowering import native
 from dmq_fx.lowering.attention import decompose_attention
 from dmq_fx.lowering.bfloat16 import to_bfloat16
@@ -41,22 +42,27 @@ class Variant:
     """A lowering: which rewrites are made. keep_times: what depends on the timestep alone is not computed in a call."""
 
     name: str
-    bfloat16: bool = True
+    bfloat16: bool
+    attention: bool
     group_norms: bool = True
-    attention: bool = True
     fuse_norms: bool = True
     keep_times: bool = True
 
 
-WHOLE = Variant("whole")
+FAST_BFLOAT16 = default_dtype() == torch.bfloat16
+WHOLE = Variant(f"whole, {'bfloat16' if FAST_BFLOAT16 else 'float32'} between kernels", FAST_BFLOAT16, FAST_BFLOAT16)
+OF_BFLOAT16 = (
+    Variant("float32 between kernels", bfloat16=False, attention=False),
+    replace(WHOLE, name="torch's fused attention", attention=False),
+)
 VARIANTS = (
     WHOLE,
-    Variant("float32 between kernels", bfloat16=False, group_norms=False, attention=False),
-    Variant("group norms as Inductor reduces them", group_norms=False),
-    Variant("torch's fused attention", attention=False),
-    Variant("Inductor's limit of reads", fuse_norms=False),
-    Variant("time embedding in every call", keep_times=False),
+    *(OF_BFLOAT16 if FAST_BFLOAT16 else ()),
+    replace(WHOLE, name="group norms as Inductor reduces them", group_norms=False),
+    replace(WHOLE, name="Inductor's limit of reads", fuse_norms=False),
+    replace(WHOLE, name="time embedding in every call", keep_times=False),
 )
+"""The whole is what the backend does on this CPU, as `dmq_fx.lowering.rewrite` has it."""
 
 
 def lowered(program: Program, variant: Variant) -> TimePart:
@@ -65,7 +71,7 @@ def lowered(program: Program, variant: Variant) -> TimePart:
     lower_sites(program, int8_kernels(program))
     parts = split_time_part(program.graph_module, program.traced)
     if variant.group_norms:
-        decompose_group_norms(parts.body)
+        decompose_group_norms(parts.body, centered=not variant.bfloat16)
     if variant.attention:
         decompose_attention(parts.body)
     if variant.bfloat16:
