@@ -9,16 +9,22 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
+from dmq_fx.lowering.heap import give_back
 from dmq_fx.lowering.onednn import PREPACK
 from dmq_fx.program.graph_tools import drop_tensor, drop_unread_tensors, finish, get_tensor, set_buffer
+
+HELD_BYTES = 2**26
+"""Weights that are packed before the memory of the unpacked ones is given back."""
 
 
 def fold_packed_weights(graph_module: fx.GraphModule) -> fx.GraphModule:
     """Replace, in place, the packing of weights in every call by the packed weights; gives the module back.
 
-    Each weight is let go as soon as it is packed, so that few are held twice.
+    Each weight is let go as soon as it is packed, and its memory given back, so that few are held twice.
     """
+    give_back()
     graph = graph_module.graph
+    held = 0
     readers = Counter(str(node.target) for node in graph.nodes if node.op == "get_attr")
     for number, node in enumerate([n for n in graph.nodes if n.target in PREPACK]):
         name = f"dmq_packed_{number}"
@@ -29,6 +35,11 @@ def fold_packed_weights(graph_module: fx.GraphModule) -> fx.GraphModule:
             constant = graph.get_attr(name)
         node.replace_all_uses_with(constant)
         _erase(graph_module, node, readers)
+        held += packed.numel()
+        if held >= HELD_BYTES:
+            held = 0
+            give_back()
+    give_back()
     finish(graph_module)
     drop_unread_tensors(graph_module)
     return graph_module
