@@ -61,7 +61,7 @@ class X86Int8:
                 f"{NAME} takes artifacts of float32 models", hint="compile the recipe again without --dtype"
             )
         parts = rewrite(program, dtype)
-        program.graph_module, program.weights = parts.body, {}  # weights that are packed below are let go one by one
+        _hand_over(program, parts)
         if not options.compile:
             return LoweredModule(program.traced, fold_packed_weights(parts.body), parts.time)
         known = {float(t): parts.time(t) for t in _calibrated(program)} if parts.time is not None else {}
@@ -99,6 +99,15 @@ class X86Int8:
             retarget(each.graph_module, "cpu")
         lower_sites(program, int8_kernels(program))
         return site_errors(fake, program, inputs)
+
+
+def _hand_over(program: Program, parts: TimePart) -> None:
+    """Leave the weights to the parts alone, which let them go one by one as they are packed."""
+    from dmq_fx.program.graph_tools import drop_tensors
+
+    if parts.body is not program.graph_module:
+        drop_tensors(program.graph_module)
+    program.graph_module, program.weights = parts.body, {}
 
 
 def _write(path: Path, program: Program, parts: TimePart, extra: tuple[Tensor, ...], known: Rows) -> None:

@@ -78,6 +78,13 @@ def drop_tensor(module: nn.Module, name: str) -> None:
     delattr(module.get_submodule(owner), leaf)
 
 
+def drop_tensors(module: nn.Module) -> None:
+    """Remove all parameters and buffers: a graph refers to itself, and would hold them until garbage is collected."""
+    for owner in module.modules():
+        owner._parameters.clear()
+        owner._buffers.clear()
+
+
 def last_placeholder(graph: fx.Graph) -> fx.Node:
     """The node after which every input is known."""
     return [node for node in graph.nodes if node.op == "placeholder"][-1]
