@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,11 @@ import torch
 from torch import nn
 
 from dmq_fx.artifact.opened import Opened, build_skeleton, open_artifact
-from dmq_fx.backend_api import BACKENDS, LoweringOptions, Progress
+from dmq_fx.backend_api import BACKENDS, Backend, LoweringOptions, Progress
 from dmq_fx.errors import BackendError
+from dmq_fx.heap import give_back
 from dmq_fx.runtime import QuantizedDenoiser
+from dmq_fx.tracing import TracedModel
 from dmq_fx.tracing.call import rebuild_call
 
 if TYPE_CHECKING:
@@ -73,8 +76,9 @@ def load_opened(
         skeleton = build_skeleton(opened) if model is None else model
         lowered, traced = kept.lowered, rebuild_call(kept.call, skeleton)
     else:
-        program, skeleton = load_program(opened, model)
-        lowered, traced = target.lower(program, options), program.traced
+        lowered, traced, skeleton = _lowered(opened, model, target, options)
+        gc.collect()  # graphs refer to themselves
+        give_back()
     info = {
         "path": str(opened.path),
         "digest": opened.manifest.digest,
@@ -87,3 +91,11 @@ def load_opened(
     }
     denoiser = QuantizedDenoiser(lowered, traced, skeleton, info).eval().requires_grad_(False)
     return denoiser.to(device)
+
+
+def _lowered(
+    opened: Opened, model: nn.Module | None, target: Backend, options: LoweringOptions
+) -> tuple[nn.Module, TracedModel, nn.Module]:
+    """The lowered module, how calls map to its inputs, and the original without weights; the program is let go."""
+    program, skeleton = load_program(opened, model)
+    return target.lower(program, options), program.traced, skeleton

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
-from dmq_fx.lowering.heap import give_back
+from dmq_fx.heap import give_back
 from dmq_fx.lowering.onednn import PREPACK
 from dmq_fx.program.graph_tools import drop_tensor, drop_unread_tensors, finish, get_tensor, set_buffer
 

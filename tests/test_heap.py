@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmq_fx.lowering.heap import give_back
+from dmq_fx.heap import give_back
 
 
 def resident() -> int:
