@@ -61,7 +61,10 @@ class Backend(Protocol):
         ...
 
     def lower(self, program: Program, options: LoweringOptions) -> nn.Module:
-        """A module that takes the graph's flat inputs and returns its outputs; raises BackendError if it cannot."""
+        """A module that takes the graph's flat inputs and returns its outputs; raises BackendError if it cannot.
+
+        The program may be used up: weights that a kernel lays out in its own way are not held twice.
+        """
         ...
 
     def kept(self, options: LoweringOptions, reload: Callable[[], Program]) -> Kept | None:
