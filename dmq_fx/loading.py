@@ -14,11 +14,11 @@ from dmq_fx.backend_api import BACKENDS, Backend, LoweringOptions, Progress
 from dmq_fx.errors import BackendError
 from dmq_fx.heap import give_back
 from dmq_fx.runtime import QuantizedDenoiser
-from dmq_fx.tracing import TracedModel
 from dmq_fx.tracing.call import rebuild_call
 
 if TYPE_CHECKING:
     from dmq_fx.program import Program
+    from dmq_fx.tracing import TracedModel
 
 
 def load_program(opened: Opened, model: nn.Module | None) -> tuple[Program, nn.Module]:
