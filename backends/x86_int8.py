@@ -86,7 +86,7 @@ class X86Int8:
             return None
         code, known, call = load_package(folder)
         time = _time_part_of(reload, dtype) if call["time_part"] else None
-        return Kept(LoweredModule(rebuild_call(call, None), code, time, known), call)
+        return Kept(LoweredModule(rebuild_call(call), code, time, known), call)
 
     @staticmethod
     def site_errors(fake: Program, program: Program, inputs: Sequence[Tensor]) -> dict[str, float]:

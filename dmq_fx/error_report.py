@@ -18,7 +18,7 @@ from dmq_fx.calibration.site_statistics import StatisticsCollector
 from dmq_fx.models import LoadedModel
 from dmq_fx.program import PassContext, Program
 from dmq_fx.recipe.language import Calibration
-from dmq_fx.runtime import DenoiserOutput, QuantizedDenoiser
+from dmq_fx.runtime import DenoiserOutput, Original, QuantizedDenoiser
 from dmq_fx.sampling import Sampler, SamplerOptions, watch_outputs, watch_steps
 
 SiteErrors = dict[str, dict[str, Any]]
@@ -108,9 +108,8 @@ def _own_path(
 ) -> _Path:
     """The quantized model's, while it samples the first calibration batch itself."""
     info = {"compute_dtype": next((p.dtype for p in loaded.denoiser.parameters()), torch.float32)}
-    denoiser = (
-        QuantizedDenoiser(program.graph_module, program.original, loaded.denoiser, info).eval().to(context.device)
-    )
+    original = Original(lambda: loaded.denoiser)
+    denoiser = QuantizedDenoiser(program.graph_module, program.original, original, info).eval().to(context.device)
     path = _Path()
 
     def keep(output: Tensor) -> None:

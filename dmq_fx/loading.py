@@ -13,7 +13,7 @@ from dmq_fx.artifact.opened import Opened, build_skeleton, open_artifact
 from dmq_fx.backend_api import BACKENDS, Backend, LoweringOptions, Progress
 from dmq_fx.errors import BackendError
 from dmq_fx.heap import give_back
-from dmq_fx.runtime import QuantizedDenoiser
+from dmq_fx.runtime import Original, QuantizedDenoiser
 from dmq_fx.tracing.call import rebuild_call
 
 if TYPE_CHECKING:
@@ -73,10 +73,11 @@ def load_opened(
     options = LoweringOptions(torch.device(device), opened.manifest.digest, compile, dtype, progress)
     kept = target.kept(options, lambda: load_program(opened, model)[0])
     if kept is not None:
-        skeleton = build_skeleton(opened) if model is None else model
-        lowered, traced = kept.lowered, rebuild_call(kept.call, skeleton)
+        lowered, traced = kept.lowered, rebuild_call(kept.call)
+        original = _original(opened) if model is None else Original(lambda: model)
     else:
         lowered, traced, skeleton = _lowered(opened, model, target, options)
+        original = Original(lambda: skeleton)
         gc.collect()  # graphs refer to themselves
         give_back()
     info = {
@@ -89,8 +90,14 @@ def load_opened(
         if model is not None
         else {"path": str(opened.path.resolve()), "backend": name, **options.reload},
     }
-    denoiser = QuantizedDenoiser(lowered, traced, skeleton, info).eval().requires_grad_(False)
+    denoiser = QuantizedDenoiser(lowered, traced, original, info).eval().requires_grad_(False)
     return denoiser.to(device)
+
+
+def _original(opened: Opened) -> Original:
+    """diffusers' class is imported when a pipeline asks for more than the configuration."""
+    config = {key: value for key, value in opened.config.items() if key != "_class_name"}
+    return Original(lambda: build_skeleton(opened), config)
 
 
 def _lowered(

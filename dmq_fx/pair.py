@@ -44,7 +44,8 @@ def open_pair(
     """Load the artifact and the model that it was compiled from (`model`, or the origin in its manifest).
 
     compile: let the backend make native code, if it does. weights: False leaves the weights of the full-precision
-    denoiser unread, for who samples the quantized one alone; its configuration is what tells it from others then.
+    denoiser unread, for who samples the quantized one alone by the model's own sampler; what its configuration states
+    tells it from others then.
     Raises ArtifactError, BackendError, and ModelError if the model cannot be found or is another one.
     """
     opened = open_artifact(artifact)
@@ -76,10 +77,11 @@ def open_pair(
 
 
 def _same(reference: LoadedModel, opened: Opened) -> bool:
-    """Whether the artifact was made of this model; without weights, of one with this configuration."""
+    """Whether the artifact was made of this model; without weights, of one whose configuration states nothing else."""
     if reference.has_weights:
         return fingerprint(reference.denoiser) == opened.model["fingerprint"]
-    return {"_class_name": reference.class_name, **reference.config} == opened.config
+    stated = {"_class_name": reference.class_name, **reference.config}
+    return all(key in opened.config and opened.config[key] == value for key, value in stated.items())
 
 
 def sample(pair: Pair, samples: int, options: SamplerOptions, progress: Progress) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,6 +39,28 @@ class DenoiserOutput(BaseOutput):
     sample: Tensor
 
 
+class Original:
+    """The denoiser that a quantized one was made of, without weights: built when more is asked than its configuration.
+
+    The import of its class alone takes longer than that of everything that runs the graph. build: gives the empty copy.
+    config: its configuration; None where only the copy knows.
+    """
+
+    def __init__(self, build: Callable[[], nn.Module], config: Mapping[str, Any] | None = None) -> None:
+        self._build = build
+        self._config = config
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The empty copy; raises what `build` raises."""
+        return self._build()
+
+    @property
+    def config(self) -> Any:
+        """As the denoiser's own attribute; empty for a class without one."""
+        return FrozenDict(self._config) if self._config is not None else getattr(self.module, "config", FrozenDict())
+
+
 class QuantizedDenoiser(nn.Module):
     """A lowered graph behind the signature, configuration and attributes of the denoiser it was made of.
 
@@ -45,13 +68,13 @@ class QuantizedDenoiser(nn.Module):
     copy of the original on the meta device. The module moves between devices; it does not change its type.
     """
 
-    def __init__(self, lowered: nn.Module, traced: TracedModel, skeleton: nn.Module, info: dict[str, Any]) -> None:
+    def __init__(self, lowered: nn.Module, traced: TracedModel, original: Original, info: dict[str, Any]) -> None:
         super().__init__()
         self.lowered = lowered
         self.info = info
         self.register_buffer("_probe", torch.zeros(()), persistent=False)
-        self._signature = (traced,)  # in tuples, so that neither becomes a submodule with parameters of its own
-        self._skeleton = (skeleton,)
+        self._signature = (traced,)  # in a tuple, so that its graph does not become a submodule
+        self._original = original
 
     def forward(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> DenoiserOutput | tuple[Tensor, ...]:
         """Called like the original denoiser; raises TraceError for an input that was not traced."""
@@ -66,7 +89,7 @@ class QuantizedDenoiser(nn.Module):
     @property
     def config(self) -> Any:
         """Configuration of the original denoiser."""
-        return getattr(self._skeleton[0], "config", FrozenDict())
+        return self._original.config
 
     @property
     def device(self) -> torch.device:
@@ -79,7 +102,7 @@ class QuantizedDenoiser(nn.Module):
 
     def behind_same_signature(self, lowered: nn.Module) -> QuantizedDenoiser:
         """Another module that takes the graph's inputs, called as this one is."""
-        return QuantizedDenoiser(lowered, self._signature[0], self._skeleton[0], self.info)
+        return QuantizedDenoiser(lowered, self._signature[0], self._original, self.info)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, and copied, as the artifact that it came from: loading checks that it is still the same one."""
@@ -97,7 +120,7 @@ class QuantizedDenoiser(nn.Module):
         except AttributeError:
             if name.startswith("_"):
                 raise
-            value = getattr(self._skeleton[0], name)
+            value = getattr(self._original.module, name)
             if name.startswith(CHANGES) and callable(value):
                 raise BackendError(
                     f"a quantized model cannot do {name}()",

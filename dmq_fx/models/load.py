@@ -15,6 +15,7 @@ from dmq_fx.models.config import class_name_of, config_of, read_json
 from dmq_fx.models.hub import fetch_file, fetch_weights
 from dmq_fx.models.loaded import LoadedModel, component_of, freeze
 from dmq_fx.models.pipeline import component_folder, denoiser_component, denoiser_of, load_pipeline
+from dmq_fx.models.pixels import load_pixels
 from dmq_fx.models.source import FORMS, folder_kind, parse_source
 from dmq_fx.models.weights import load_weights
 
@@ -37,7 +38,8 @@ def load_model(
     (built on the meta device: enough to plan, no weights), or a module or pipeline, which is used as it is
     (`dtype`, `device` and `variant` do not apply) and put in eval mode without gradients.
     allow_pickle: also read `.bin` and `.ckpt` files, as tensors only.
-    weights: False leaves those of the denoiser unread: it stays on the meta device, for another in its place.
+    weights: False leaves those of the denoiser unread, for another in its place: it stays on the meta device, or is an
+    empty module where the pipeline asks nothing of it (`load_pixels`).
     Raises ModelError.
     """
     if isinstance(source, nn.Module):
@@ -49,14 +51,7 @@ def load_model(
         return load_denoiser_on_meta(source, dtype=dtype)
     folder = parsed.path or fetch_weights(parsed.text, variant=variant, allow_pickle=allow_pickle)
     if not weights:
-        bare = load_denoiser_on_meta(folder, dtype=dtype)
-        if folder_kind(folder) == "denoiser":
-            return replace(bare, origin=parsed.text)
-        pipeline = load_pipeline(folder, bare.component, bare.denoiser, dtype=dtype, allow_pickle=allow_pickle)
-        for name, part in pipeline.components.items():
-            if isinstance(part, nn.Module) and name != bare.component:
-                part.to(device)
-        return replace(bare, pipeline=pipeline, origin=parsed.text)
+        return _load_around(folder, parsed.text, dtype=dtype, device=torch.device(device), allow_pickle=allow_pickle)
     if folder_kind(folder) == "denoiser":
         denoiser = _load_denoiser(folder, dtype=dtype, variant=variant, allow_pickle=allow_pickle).to(device)
         return _loaded(denoiser, component_of(type(denoiser).__name__), None, parsed.text)
@@ -65,6 +60,25 @@ def load_model(
     denoiser = _load_denoiser(inner, dtype=dtype, variant=variant, allow_pickle=allow_pickle)
     pipeline = load_pipeline(folder, component, denoiser, dtype=dtype, allow_pickle=allow_pickle)
     return _loaded(freeze(denoiser), component, pipeline.to(device), parsed.text)
+
+
+def _load_around(
+    folder: Path, origin: str, *, dtype: torch.dtype, device: torch.device, allow_pickle: bool
+) -> LoadedModel:
+    """All of a source but its denoiser's weights."""
+    pipeline = folder_kind(folder) == "pipeline"
+    if pipeline and dtype == torch.float32 and device.type == "cpu":
+        found = load_pixels(folder, origin)
+        if found is not None:
+            return found
+    bare = replace(load_denoiser_on_meta(folder, dtype=dtype), origin=origin)
+    if not pipeline:
+        return bare
+    whole = load_pipeline(folder, bare.component, bare.denoiser, dtype=dtype, allow_pickle=allow_pickle)
+    for name, part in whole.components.items():
+        if isinstance(part, nn.Module) and name != bare.component:
+            part.to(device)
+    return replace(bare, pipeline=whole)
 
 
 def load_denoiser_on_meta(source: str | Path, *, dtype: torch.dtype = torch.float32) -> LoadedModel:

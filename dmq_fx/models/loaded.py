@@ -34,8 +34,9 @@ class LoadedModel:
 
     @property
     def has_weights(self) -> bool:
-        """False where the denoiser was built on the meta device, which is enough to plan."""
-        return not any(tensor.is_meta for tensor in self.denoiser.state_dict().values())
+        """False where the denoiser was built on the meta device, which is enough to plan, or not at all."""
+        tensors = self.denoiser.state_dict().values()
+        return bool(tensors) and not any(tensor.is_meta for tensor in tensors)
 
 
 def component_of(class_name: str) -> str:

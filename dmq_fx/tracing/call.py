@@ -9,13 +9,18 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from dmq_fx.tracing.trace import forward_signature
 from dmq_fx.tracing.traced import TracedInput, TracedModel
+
+_NONE = inspect.Parameter.empty
 
 
 def describe_call(traced: TracedModel) -> dict[str, Any]:
-    """Everything that `bind_inputs` uses, but for the class's own signature."""
+    """Everything that `bind_inputs` uses."""
     return {
+        "signature": [
+            [name, parameter.kind.name, *([] if parameter.default is _NONE else [_plain(parameter.default)])]
+            for name, parameter in traced.signature.parameters.items()
+        ],
         "inputs": [
             {**vars(entry), "keys": list(entry.keys), "dims": list(entry.dims), "dtype": str(entry.dtype)[6:]}
             for entry in traced.inputs
@@ -28,8 +33,8 @@ def describe_call(traced: TracedModel) -> dict[str, Any]:
     }
 
 
-def rebuild_call(description: Mapping[str, Any], denoiser: nn.Module | None) -> TracedModel:
-    """A traced model without a graph and without examples, with the signature of `denoiser`'s class if it is given."""
+def rebuild_call(description: Mapping[str, Any]) -> TracedModel:
+    """A traced model without a graph and without examples, called as the one that was described."""
     entries = tuple(
         TracedInput(
             **{
@@ -46,10 +51,20 @@ def rebuild_call(description: Mapping[str, Any], denoiser: nn.Module | None) -> 
         inputs=entries,
         constants=dict(description["constants"]),
         timestep=description["timestep"],
-        signature=inspect.Signature() if denoiser is None else forward_signature(type(denoiser)),
+        signature=inspect.Signature(
+            [
+                inspect.Parameter(name, getattr(inspect.Parameter, kind), default=default[0] if default else _NONE)
+                for name, kind, *default in description["signature"]
+            ]
+        ),
         class_name=description["class_name"],
         config={},
         example=(),
         dynamic_size=description["dynamic_size"],
         size_multiple=description["size_multiple"],
     )
+
+
+def _plain(default: Any) -> Any:
+    """A default that an argument can be compared with; others are never equal to what a call gives."""
+    return default if isinstance(default, (bool, int, float, str)) else None

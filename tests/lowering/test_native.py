@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import logging
 import pickle
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from catalog import tiny_inputs, tiny_model, traced_tiny
+from catalog import tiny_inputs, traced_tiny
 from diffusers import DDIMPipeline
 from small_programs import needs_vnni
 from torch import Tensor
@@ -26,7 +25,7 @@ from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.errors import BackendError
 from dmq_fx.lowering.native import example_inputs, package_key, quiet_compiler
 from dmq_fx.runtime import QuantizedDenoiser
-from dmq_fx.tracing import InputError, bind_inputs
+from dmq_fx.tracing import InputError, TracedModel, bind_inputs
 from dmq_fx.tracing.call import describe_call, rebuild_call
 
 COMPILED: list[str] = []
@@ -165,20 +164,23 @@ def test_timesteps_of_an_artifact_with_static_ranges(
     assert load_program(opened)[0].timesteps.tolist() == opened.report["timesteps"] == [750, 500, 250, 0]
 
 
+def parameters(traced: TracedModel) -> list[tuple[str, object, object]]:
+    return [(p.name, p.kind, p.default) for p in traced.signature.parameters.values()]
+
+
 @pytest.mark.parametrize("name", ["sdxl", "flux"])
 def test_calls_are_described_in_json(name: str) -> None:
     """What a kept package says of its inputs binds calls as the trace does."""
     model = traced_tiny(name)
     said = json.loads(json.dumps(describe_call(model)))
-    rebuilt = rebuild_call(said, tiny_model(name, device="meta"))
+    rebuilt = rebuild_call(said)
     assert rebuilt.inputs == model.inputs and rebuilt.constants == model.constants
-    assert rebuilt.signature == model.signature and rebuilt.timestep == model.timestep
+    assert parameters(rebuilt) == parameters(model) and rebuilt.timestep == model.timestep
     given = tiny_inputs(name, 3)
     found, expected = bind_inputs(rebuilt, (), given), bind_inputs(model, (), given)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     with pytest.raises(InputError, match="missing"):
         bind_inputs(rebuilt, (), {})
-    assert rebuild_call(said, None).signature == inspect.Signature()
 
 
 @pytest.mark.parametrize("name", ["sdxl", "flux"])
