@@ -18,6 +18,7 @@ from dmq_fx.artifact.manifest import canonical_json
 from dmq_fx.artifact.tensors import load_tensors
 from dmq_fx.errors import BackendError
 from dmq_fx.lowering import shifted  # noqa: F401  operators that the code may call
+from dmq_fx.lowering.constants import OUTSIDE, keep_constants, map_constants, save_constants
 from dmq_fx.lowering.packages import PackageCache
 from dmq_fx.tracing import TracedModel
 from dmq_fx.tracing.call import describe_call
@@ -66,13 +67,14 @@ def write_package(
     extra: inputs of the body beyond the graph's own. settings: of Inductor. Raises BackendError if compiling fails.
     """
     try:
-        with quiet_compiler(), torch.no_grad():
+        with quiet_compiler(), torch.no_grad(), keep_constants() as constants:
             exported = torch.export.export(
                 body, (*example_inputs(traced), *extra), dynamic_shapes=_dynamic(traced, len(extra)), strict=False
             )
             torch._inductor.aoti_compile_and_package(
-                exported, package_path=str(folder / CODE), inductor_configs=dict(settings)
+                exported, package_path=str(folder / CODE), inductor_configs={**settings, **OUTSIDE}
             )
+        save_constants(folder, constants)
     except Exception as error:  # whatever export, Inductor or the C++ compiler raises
         raise BackendError(
             f"the lowered graph cannot be compiled: {type(error).__name__}: {str(error)[:500]}",
@@ -102,20 +104,28 @@ def require_agreement(folder: Path, body: Callable[..., Any], inputs: tuple[Tens
 
 def load_package(folder: Path) -> tuple[Callable[..., Any], OfTimestep, dict[str, Any]]:
     """The compiled body, its known timesteps, and the description of its calls; `folder` comes from a PackageCache."""
-    code = load_code(folder / CODE)
+    code = NativeCode(folder)
     tensors = load_tensors(folder / TIMES)
     rows = zip(tensors["timesteps"].tolist(), tensors["floats"], tensors["integers"], strict=True)
     known = {float(timestep): (floats, integers) for timestep, floats, integers in rows}
     return code, known, json.loads((folder / CALL).read_text("utf-8"))
 
 
-def load_code(path: Path) -> Callable[..., Any]:
-    """Compiled code as a function of flat tensors that gives a list of them.
+class NativeCode:
+    """Compiled code as a function of flat tensors that gives a list of them; `folder` comes from a PackageCache.
 
-    Not by torch's own wrapper, which imports the compiler and parses how its arguments are nested in every call.
+    Not by torch's own wrapper, which imports the compiler and parses how its arguments are nested in every call. torch
+    never frees the tensors that it is handed as constants; what they map is the file, which other memory may displace.
     """
-    loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)  # type: ignore[attr-defined]
-    return lambda *inputs: loader.boxed_run(list(inputs))
+
+    def __init__(self, folder: Path) -> None:
+        constants, self._memory = map_constants(folder)
+        loader = torch._C._aoti.AOTIModelPackageLoader  # type: ignore[attr-defined]
+        self._loader = loader(str(folder / CODE), "model", False, 1, -1)
+        self._loader.update_constant_buffer(constants, False, True, True)
+
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        return self._loader.boxed_run(list(inputs))
 
 
 def package_key(digest: str, backend: str, **options: Any) -> str:

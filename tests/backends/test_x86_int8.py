@@ -91,7 +91,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch, packages: PackageCache) -> list
         return package_path
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_and_package)
-    monkeypatch.setattr(native, "load_code", lambda path: made[int(path.read_text())])
+    monkeypatch.setattr(native, "NativeCode", lambda folder: made[int((folder / native.CODE).read_text())])
     return made
 
 
