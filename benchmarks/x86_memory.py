@@ -63,7 +63,7 @@ def cells(found: dict[str, float], fp32: dict[str, float]) -> list[str]:
 
 def measure(variant: str, artifact: str, model: str, batch: int, calls: int) -> dict[str, float]:
     """Megabytes and seconds of one variant, in this process; seconds are CPU time, the median of the calls."""
-    from dmq_fx.artifact.folder import open_artifact
+    from dmq_fx.artifact.opened import open_artifact
     from dmq_fx.bench import noise_inputs
 
     started = time.process_time()
