@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,14 @@ def test_no_stub_is_left() -> None:
         for path in modules(folder):
             text = path.read_text()
             assert "TODO" not in text and "FIXME" not in text and "XXX" not in text, path
+
+
+@pytest.mark.parametrize("script", [*modules("benchmarks"), *modules("examples")], ids=lambda path: path.stem)
+def test_scripts_import_what_is_there(script: Path) -> None:
+    """Nothing else would notice, as most are only run by hand."""
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dmq_fx"):
+            module = importlib.import_module(str(node.module))
+            missing = [one.name for one in node.names if not hasattr(module, one.name)]
+            for name in missing:
+                importlib.import_module(f"{node.module}.{name}")
