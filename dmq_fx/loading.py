@@ -11,6 +11,7 @@ from torch import nn
 
 from dmq_fx.artifact.opened import Opened, build_skeleton, open_artifact
 from dmq_fx.backend_api import BACKENDS, Backend, LoweringOptions, Progress
+from dmq_fx.environment import package_versions
 from dmq_fx.errors import BackendError
 from dmq_fx.heap import give_back
 from dmq_fx.runtime import Original, QuantizedDenoiser
@@ -95,7 +96,17 @@ def load_opened(
 
 
 def _original(opened: Opened) -> Original:
-    """diffusers' class is imported when a pipeline asks for more than the configuration."""
+    """diffusers' class is imported when a pipeline asks for more than the configuration.
+
+    At once where that may fail or say more: for a class that diffusers does not have, and for another release of it.
+    Raises ModelError as `build_skeleton`.
+    """
+    import diffusers
+
+    release = opened.manifest.content["environment"].get("diffusers")
+    if opened.model["class_name"] not in dir(diffusers) or release != package_versions()["diffusers"]:
+        skeleton = build_skeleton(opened)
+        return Original(lambda: skeleton)
     config = {key: value for key, value in opened.config.items() if key != "_class_name"}
     return Original(lambda: build_skeleton(opened), config)
 

@@ -77,7 +77,10 @@ def open_pair(
 
 
 def _same(reference: LoadedModel, opened: Opened) -> bool:
-    """Whether the artifact was made of this model; without weights, of one whose configuration states nothing else."""
+    """Whether the artifact was made of this model; without weights, of one whose configuration states nothing else.
+
+    A key that a configuration leaves out is not compared: what it stands for is known to the class alone.
+    """
     if reference.has_weights:
         return fingerprint(reference.denoiser) == opened.model["fingerprint"]
     stated = {"_class_name": reference.class_name, **reference.config}

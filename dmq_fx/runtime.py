@@ -55,7 +55,7 @@ class Original:
         """The empty copy; raises what `build` raises."""
         return self._build()
 
-    @property
+    @cached_property
     def config(self) -> Any:
         """As the denoiser's own attribute; empty for a class without one."""
         return FrozenDict(self._config) if self._config is not None else getattr(self.module, "config", FrozenDict())
@@ -64,8 +64,8 @@ class Original:
 class QuantizedDenoiser(nn.Module):
     """A lowered graph behind the signature, configuration and attributes of the denoiser it was made of.
 
-    Attributes that pipelines read from a denoiser (`config`, `dtype`, `add_embedding`, ...) are answered by an empty
-    copy of the original on the meta device. The module moves between devices; it does not change its type.
+    Attributes that pipelines read from a denoiser (`config`, `dtype`, `add_embedding`, ...) are answered by `Original`.
+    The module moves between devices; it does not change its type.
     """
 
     def __init__(self, lowered: nn.Module, traced: TracedModel, original: Original, info: dict[str, Any]) -> None:

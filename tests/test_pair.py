@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,21 @@ def test_images_need_no_weights_of_full_precision(artifact: Path) -> None:
     assert bare.reference.origin == whole.reference.origin and bare.reference.pipeline is not None
     first, second = (sample(pair, 3, options, lambda what, done, total: None) for pair in (whole, bare))
     assert torch.equal(first, second)
+
+
+def test_a_configuration_is_compared_where_it_states_something(
+    artifact: Path, pipeline_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(pipeline_folder, folder)
+    path = folder / "unet" / "config.json"
+    config = json.loads(path.read_text())
+    del config["act_fn"]
+    path.write_text(json.dumps(config))
+    assert not open_pair(artifact, model=str(folder), weights=False).reference.has_weights
+    path.write_text(json.dumps({**config, "act_fn": "gelu"}))
+    with pytest.raises(ModelError, match="is not the one that this artifact was compiled from"):
+        open_pair(artifact, model=str(folder), weights=False)
 
 
 @pytest.mark.parametrize("weights", [True, False])

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMPipeline
+from torch import nn
 
 import dmq_fx
-from dmq_fx.errors import BackendError
-from dmq_fx.runtime import QuantizedDenoiser
-from dmq_fx.tracing import InputError
+from dmq_fx import loading
+from dmq_fx.artifact.opened import build_skeleton, open_artifact
+from dmq_fx.errors import BackendError, ModelError
+from dmq_fx.runtime import Original, QuantizedDenoiser
+from dmq_fx.tracing import InputError, TracedModel
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,35 @@ def test_attributes_are_those_of_the_original(quantized: QuantizedDenoiser, pipe
     assert quantized.info["recipe"]["name"] == "ptq/w8a8"
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = quantized.nonsense
+
+
+def test_the_original_is_built_when_more_is_asked_than_its_configuration() -> None:
+    built: list[nn.Module] = []
+
+    def build() -> nn.Module:
+        built.append(nn.Linear(3, 2))
+        return built[-1]
+
+    original = Original(build, {"sample_size": 8})
+    assert original.config.sample_size == 8 and original.config is original.config and built == []
+    found = QuantizedDenoiser(nn.Identity(), TracedModel.__new__(TracedModel), original, {})
+    assert found.config.sample_size == 8 and built == []
+    assert found.in_features == 3 and found.out_features == 2 and len(built) == 1
+    assert Original(build).config == {} and len(built) == 2
+
+
+def test_kept_code_knows_its_model(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An artifact's configuration is that of one release of diffusers; a class that is missing is an error at once."""
+    opened = open_artifact(artifact)
+    built: list[str] = []
+    monkeypatch.setattr(loading, "build_skeleton", lambda opened: built.append("built") or build_skeleton(opened))
+    assert loading._original(opened).config.in_channels == 3 and built == []
+    monkeypatch.setattr(loading, "package_versions", lambda: {"diffusers": "0.0.1"})
+    assert loading._original(opened).config.in_channels == 3 and built == ["built"]
+    monkeypatch.undo()
+    opened.model["class_name"] = "OfMyOwn"
+    with pytest.raises(ModelError, match="diffusers has no class 'OfMyOwn'"):
+        loading._original(opened)
 
 
 def test_any_batch(quantized: QuantizedDenoiser) -> None:

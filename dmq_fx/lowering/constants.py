@@ -2,7 +2,7 @@
 
 AOTInductor would keep them in its library and copy them when that is loaded: a large model's weights are in memory
 twice then. torch's own format for constants outside of a library cannot hold oneDNN's packed weights. Both files are
-part of a package in the cache (`dmq_fx.lowering.packages`): native layout, for this machine and this process alone.
+part of a package in the cache (`dmq_fx.lowering.packages`): native layout, for this machine alone.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dmq_fx.artifact.manifest import canonical_json
+from dmq_fx.errors import BackendError
 
 BYTES, INDEX = "constants.bin", "constants.json"
 ALIGNMENT = 64
@@ -28,13 +31,17 @@ ALIGNMENT = 64
 OUTSIDE = {"aot_inductor.package_constants_in_so": False}
 """The setting of Inductor that this module is the other half of."""
 
+_COMPILING = Lock()
+
 
 @contextmanager
 def keep_constants() -> Iterator[dict[str, Tensor]]:
-    """Gives the constants of the code that Inductor compiles ahead of time meanwhile, by the names the code has."""
+    """Gives the constants of the code that Inductor compiles ahead of time meanwhile, by the names the code has.
+
+    One at a time: the compiler is one for all threads.
+    """
     from torch._inductor.codecache import AotCodeCompiler
 
-    compile_code = AotCodeCompiler.__dict__["compile"]
     found: dict[str, Tensor] = {}
 
     def keep(cls: type, graph: Any, *args: Any, **kwargs: Any) -> Any:
@@ -42,15 +49,17 @@ def keep_constants() -> Iterator[dict[str, Tensor]]:
         found.update({name: graph.get_original_value_of_constant(name) for name in names})
         return compile_code.__get__(None, cls)(graph, *args, **kwargs)
 
-    AotCodeCompiler.compile = classmethod(keep)  # type: ignore[assignment]
-    try:
-        yield found
-    finally:
-        AotCodeCompiler.compile = compile_code
+    with _COMPILING:
+        compile_code = AotCodeCompiler.__dict__["compile"]
+        AotCodeCompiler.compile = classmethod(keep)  # type: ignore[assignment]
+        try:
+            yield found
+        finally:
+            AotCodeCompiler.compile = compile_code
 
 
 def save_constants(folder: Path, constants: Mapping[str, Tensor]) -> None:
-    """Write the bytes of tensors on the CPU, dense or packed by oneDNN, as they lie in memory."""
+    """Write the bytes of tensors on the CPU, dense or packed by oneDNN, as they lie in memory: whole storages."""
     index = []
     with (folder / BYTES).open("wb") as file:
         for name, tensor in constants.items():
@@ -66,13 +75,21 @@ def save_constants(folder: Path, constants: Mapping[str, Tensor]) -> None:
 def map_constants(folder: Path) -> tuple[dict[str, Tensor], Tensor]:
     """The constants, read when they are used and shared among processes, and the memory that they lie in.
 
-    Packed ones do not hold on to that memory: keep it for as long as they are used.
+    Packed ones do not hold on to that memory: keep it for as long as they are used. Raises BackendError where torch
+    does not make them of their bytes.
     """
     with (folder / BYTES).open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     base = torch.frombuffer(mapped, dtype=torch.uint8)
     index = json.loads((folder / INDEX).read_text("utf-8"))
-    return {entry["name"]: _tensor(base, entry) for entry in index}, base
+    try:
+        return {entry["name"]: _tensor(base, entry) for entry in index}, base
+    except (RuntimeError, OSError, AttributeError) as error:
+        raise BackendError(
+            f"the weights of native code cannot be mapped: {error}",
+            where=str(folder / BYTES),
+            hint="--no-compile does without native code",
+        ) from error
 
 
 def _describe(tensor: Tensor) -> dict[str, Any]:
@@ -104,7 +121,8 @@ def _tensor(base: Tensor, entry: dict[str, Any]) -> Tensor:
 
 @cache
 def _calls() -> ctypes.CDLL:
-    return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    name = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}.get(sys.platform, "libtorch_cpu.so")
+    return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name))
 
 
 def _packed(address: int, entry: dict[str, Any]) -> Tensor:
@@ -128,7 +146,7 @@ def _packed(address: int, entry: dict[str, Any]) -> Tensor:
         ctypes.c_int64(len(layout)),
     )
     if failed:
-        raise RuntimeError(f"packed weights of shape {entry['shape']} cannot be made of their bytes")
+        raise RuntimeError(f"{entry['name']}: packed weights of shape {entry['shape']} cannot be made of their bytes")
     wrap = ctypes.pythonapi.PyCapsule_New
     wrap.restype, wrap.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-    return torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(wrap(handle, None, None))
+    return torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(wrap(handle, None, None))  # type: ignore[attr-defined]

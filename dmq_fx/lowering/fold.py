@@ -35,7 +35,7 @@ def fold_packed_weights(graph_module: fx.GraphModule) -> fx.GraphModule:
             constant = graph.get_attr(name)
         node.replace_all_uses_with(constant)
         _erase(graph_module, node, readers)
-        held += packed.numel()
+        held += torch.ops.mkldnn._nbytes(packed)
         if held >= HELD_BYTES:
             held = 0
             give_back()

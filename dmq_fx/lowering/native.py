@@ -114,15 +114,16 @@ def load_package(folder: Path) -> tuple[Callable[..., Any], OfTimestep, dict[str
 class NativeCode:
     """Compiled code as a function of flat tensors that gives a list of them; `folder` comes from a PackageCache.
 
-    Not by torch's own wrapper, which imports the compiler and parses how its arguments are nested in every call. torch
-    never frees the tensors that it is handed as constants; what they map is the file, which other memory may displace.
+    Not by torch's own wrapper, which imports the compiler and parses how its arguments are nested in every call.
+    constants: those of the code, by name, in the mapped file. torch never frees the tensors that it is handed for them;
+    other memory may displace the file's. Raises BackendError where they cannot be mapped.
     """
 
     def __init__(self, folder: Path) -> None:
-        constants, self._memory = map_constants(folder)
+        self.constants, self._memory = map_constants(folder)
         loader = torch._C._aoti.AOTIModelPackageLoader  # type: ignore[attr-defined]
         self._loader = loader(str(folder / CODE), "model", False, 1, -1)
-        self._loader.update_constant_buffer(constants, False, True, True)
+        self._loader.update_constant_buffer(self.constants, False, True, True)
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         return self._loader.boxed_run(list(inputs))

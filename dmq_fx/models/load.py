@@ -65,7 +65,7 @@ def load_model(
 def _load_around(
     folder: Path, origin: str, *, dtype: torch.dtype, device: torch.device, allow_pickle: bool
 ) -> LoadedModel:
-    """All of a source but its denoiser's weights."""
+    """All of a source but its denoiser's weights; raises ModelError."""
     pipeline = folder_kind(folder) == "pipeline"
     if pipeline and dtype == torch.float32 and device.type == "cpu":
         found = load_pixels(folder, origin)

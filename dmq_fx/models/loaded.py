@@ -10,16 +10,18 @@ from torch import nn
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+    from dmq_fx.models.pixels import PixelPipeline
+
 COMPONENTS = ("unet", "transformer")
 """Attributes under which diffusers' pipelines keep their denoiser."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A denoiser that is ready to be traced: in eval mode, without gradients.
+    """A denoiser that is ready to be traced, in eval mode, without gradients; or what is around one (`load_pixels`).
 
     component: attribute of the pipeline (`unet`, `transformer`), or `denoiser` for a module of another kind.
-    pipeline: the pipeline around the denoiser; None where only the denoiser was loaded.
+    pipeline: that around the denoiser, or dmq's own of the same images; None where only the denoiser was loaded.
     origin: the source as the user gave it, or the class of an object that was passed.
     config: the denoiser's own configuration, as JSON values, without `_class_name`.
     class_name: name of the denoiser's class.
@@ -27,7 +29,7 @@ class LoadedModel:
 
     denoiser: nn.Module
     component: str
-    pipeline: DiffusionPipeline | None
+    pipeline: DiffusionPipeline | PixelPipeline | None
     origin: str
     config: dict[str, Any]
     class_name: str

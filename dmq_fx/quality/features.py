@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from dmq_fx.errors import DmqError, did_you_mean
 from dmq_fx.models.fingerprint import fingerprint
 from dmq_fx.options import parse_device
-from dmq_fx.quality.classifier import load_classifier
+from dmq_fx.quality.classifier import SmallResNet, load_classifier
 from dmq_fx.quality.inception import SPATIAL_CHANNELS
 from dmq_fx.quality.inception_weights import load_inception
 from dmq_fx.quality.metric_names import EMBEDDED, EXTRACTORS, INCEPTION
@@ -52,9 +53,9 @@ class _Output(Protocol):
 class FeatureExtractor:
     """A network in front of which images are brought to one form.
 
-    name: what metrics and files call it. digest: SHA-256 of its weights; features of two digests are not compared.
-    channels, size: of the images it reads; size None for any. network: gives `pooled` [n, d], `spatial` [n, c, h, w]
-    and `logits` [n, k] for what `prepare` makes of uint8 images [n, channels, height, width].
+    name: what metrics and files call it. digest: SHA-256 of its weights, and of whether it mirrors; features of two
+    digests are not compared. channels, size: of the images it reads; size None for any. network: gives `pooled` [n, d],
+    `spatial` [n, c, h, w] and `logits` [n, k] for what `prepare` makes of uint8 images [n, channels, height, width].
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class FeatureExtractor:
         self.channels = channels
         self.size = size
         self.device = parse_device(device)
-        self.digest = fingerprint(network)
+        self.digest = _digest(network)
         self._network = network.to(self.device).eval()
         self._prepare = prepare
 
@@ -110,6 +111,13 @@ class FeatureExtractor:
             f"the feature extractor {self.name!r} reads grey images, and received images in colour",
             hint="take metrics on an extractor of colour images: `fd-cifar10`, `fid`",
         )
+
+
+def _digest(network: nn.Module) -> str:
+    """SHA-256 of the weights; a classifier that mirrors gives other features of the same ones."""
+    digest = fingerprint(network)
+    mirrors = isinstance(network, SmallResNet) and network.config.mirror
+    return hashlib.sha256(f"{digest} mirror".encode()).hexdigest() if mirrors else digest
 
 
 def load_extractor(name: str, path: str | Path | None = None, device: str | torch.device = "cpu") -> FeatureExtractor:

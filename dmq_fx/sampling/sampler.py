@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dmq_fx.errors import CalibrationError
 from dmq_fx.models import LoadedModel
+from dmq_fx.models.pixels import PixelPipeline
 from dmq_fx.recipe.language import Calibration
 from dmq_fx.sampling.loop import DenoiserLoop
 from dmq_fx.sampling.schedulers import make_scheduler
@@ -59,6 +60,12 @@ class Sampler:
         # Such a pipeline passes arguments that only its own scheduler takes, and cannot give bfloat16 images.
         self.pixels = _is_plain(self.pipeline) and (options.scheduler != "pipeline" or first.dtype == torch.bfloat16)
         if self.pixels:
+            if isinstance(self.pipeline, PixelPipeline):
+                raise CalibrationError(
+                    f"the sampler {options.scheduler!r} needs the denoiser, and the model was loaded without it",
+                    where=loaded.origin,
+                    hint="load the model with its weights",
+                )
             self.pipeline = DenoiserLoop(loaded.denoiser, loaded.class_name, inputs, self.scheduler)
             self.component = "denoiser"
         if hasattr(self.pipeline, "set_progress_bar_config"):

@@ -86,6 +86,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch, packages: PackageCache) -> list
     made: list[Callable[..., Any]] = []
 
     def compile_and_package(exported: Any, *, package_path: str, **settings: Any) -> str:
+        assert settings["inductor_configs"]["aot_inductor.package_constants_in_so"] is False
         made.append(exported.module())
         Path(package_path).write_text(str(len(made) - 1))
         return package_path

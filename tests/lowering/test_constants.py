@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 import torch
 from small_programs import needs_vnni
 from torch import Tensor
 
+from dmq_fx.errors import BackendError
 from dmq_fx.lowering.constants import keep_constants, map_constants, save_constants
 from dmq_fx.lowering.onednn import onednn
 
@@ -75,6 +78,54 @@ def test_packed_weights_are_mapped(tmp_path: Path) -> None:
     address = torch.ops.mkldnn.data_ptr(found["packed"])
     assert memory.data_ptr() <= address < memory.data_ptr() + memory.numel() and address % 64 == 0
     assert torch.equal(convolve(found["packed"]), convolve(packed))
+
+
+def test_constants_of_a_graph_are_kept_before_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that the code computes for itself are not among them."""
+    from torch._inductor.codecache import AotCodeCompiler
+
+    class Graph:
+        constants = ("weight", "folded", "scale")
+        folded_constants = ("folded",)
+
+        @staticmethod
+        def get_original_value_of_constant(name: str) -> Tensor:
+            return torch.full((1,), float(len(name)))
+
+    given: list[Any] = []
+    monkeypatch.setattr(
+        AotCodeCompiler, "compile", classmethod(lambda cls, *args: given.append((cls, *args)) or "code")
+    )
+    graph: Any = Graph()
+    with keep_constants() as found:
+        assert AotCodeCompiler.compile(graph, "wrapper") == "code"
+    assert found == {"weight": torch.tensor([6.0]), "scale": torch.tensor([5.0])}
+    assert given == [(AotCodeCompiler, graph, "wrapper")]
+
+
+def test_one_graph_is_compiled_at_a_time() -> None:
+    inside: list[str] = []
+
+    def other() -> None:
+        with keep_constants():
+            inside.append("other")
+
+    thread = Thread(target=other)
+    with keep_constants():
+        thread.start()
+        thread.join(0.2)
+        inside.append("first")
+    thread.join(10)
+    assert inside == ["first", "other"]
+
+
+def test_memory_that_is_no_packed_tensor(tmp_path: Path) -> None:
+    save_constants(tmp_path, {"x": torch.zeros(4)})
+    index = tmp_path / "constants.json"
+    index.write_text('[{"name": "x", "at": 0, "bytes": 16, "dtype": "no_such", "shape": [4], "packed": [0]}]')
+    with pytest.raises(BackendError, match="the weights of native code cannot be mapped") as caught:
+        map_constants(tmp_path)
+    assert caught.value.where == str(tmp_path / "constants.bin")
 
 
 def test_keeping_constants_leaves_the_compiler_as_it_was() -> None:

@@ -6,6 +6,8 @@ import copy
 import json
 import logging
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from dmq_fx.artifact.folder import load_program
 from dmq_fx.artifact.opened import open_artifact
 from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.errors import BackendError
-from dmq_fx.lowering.native import example_inputs, package_key, quiet_compiler
+from dmq_fx.lowering.native import NativeCode, example_inputs, package_key, quiet_compiler
 from dmq_fx.runtime import QuantizedDenoiser
 from dmq_fx.tracing import InputError, TracedModel, bind_inputs
 from dmq_fx.tracing.call import describe_call, rebuild_call
@@ -106,6 +108,33 @@ def test_second_load_reads_no_graph(native: QuantizedDenoiser, artifact: Path, m
     for timestep in (333, 12.5, 333):
         assert torch.equal(output(again, sample(), timestep), output(native, sample(), timestep))
     assert len(read) == 1
+
+
+@compiled
+def test_second_load_imports_no_class_of_the_denoiser(native: QuantizedDenoiser, artifact: Path) -> None:
+    slow = {"diffusers.models.modeling_utils", "transformers", "torchao", "torch._inductor.lowering"}
+    code = (
+        "import sys; import dmq_fx; "
+        f"found = dmq_fx.load({str(artifact)!r}, backend='x86_int8'); found.config.in_channels; "
+        f"print(sorted({slow} & sys.modules.keys())); found.conv_in; "
+        "print('diffusers.models.modeling_utils' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    assert said.stdout.splitlines()[-2:] == ["[]", "True"]
+
+
+@compiled
+def test_constants_are_read_where_they_are_mapped(native: QuantizedDenoiser, artifact: Path) -> None:
+    again = dmq_fx.load(artifact, backend="x86_int8")
+    code = again.lowered.run
+    assert isinstance(code, NativeCode)
+    before = output(again, sample(), 500)
+    floats = [one for one in code.constants.values() if not one.is_mkldnn and one.is_floating_point() and one.dim()]
+    assert any(one.is_mkldnn for one in code.constants.values()) and floats
+    for one in floats:
+        one.mul_(2)
+    assert error(output(again, sample(), 500), before) > 0.1
+    assert torch.equal(output(native, sample(), 500), before)
 
 
 @compiled

@@ -61,7 +61,9 @@ def test_component_at_the_top_of_a_pipeline_folder(pipeline_folder: Path) -> Non
     for path in (pipeline_folder / "unet").iterdir():
         path.rename(pipeline_folder / path.name)
     (pipeline_folder / "unet").rmdir()
-    assert_equal_weights(load_model(pipeline_folder).denoiser, tiny_model("ddpm"))
+    whole, bare = load_model(pipeline_folder), load_model(pipeline_folder, weights=False)
+    assert_equal_weights(whole.denoiser, tiny_model("ddpm"))
+    assert not bare.has_weights and whole.config.items() >= bare.config.items() and bare.config["in_channels"] == 4
 
 
 @pytest.mark.parametrize("name", builtin_names())

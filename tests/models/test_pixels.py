@@ -6,12 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from dmq_fx.errors import CalibrationError, ModelError
 from dmq_fx.models import LoadedModel, load_model
 from dmq_fx.models.pixels import PixelPipeline, load_pixels
 from dmq_fx.sampling import Sampler, SamplerOptions
@@ -62,9 +64,40 @@ def test_other_pipelines_are_left_to_diffusers(folder: Path, file: str, values: 
     assert load_pixels(folder, "here") is None
 
 
-def test_a_scheduler_of_another_class_is_left_to_diffusers(folder: Path) -> None:
-    change(folder / "model_index.json", _class_name="DDPMPipeline", scheduler=["diffusers", "PNDMScheduler"])
+@pytest.mark.parametrize("scheduler", [["diffusers", "PNDMScheduler"], ["diffusers"], "DDPMScheduler"])
+def test_a_scheduler_of_another_class_is_left_to_diffusers(folder: Path, scheduler: Any) -> None:
+    change(folder / "model_index.json", _class_name="DDPMPipeline", scheduler=scheduler)
     assert load_pixels(folder, "here") is None
+
+
+def test_a_scheduler_that_diffusers_refuses(folder: Path) -> None:
+    change(folder / "scheduler" / "scheduler_config.json", beta_schedule="foo")
+    with pytest.raises(ModelError, match=r"Pipeline cannot be loaded: .*foo.* is not implemented") as caught:
+        load_model(str(folder), weights=False)
+    assert caught.value.where == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("model_index.json", {"unet": ["my_code", "UNet2DModel"]}, "component 'unet' comes from 'my_code'"),
+        ("unet/config.json", {"_class_name": None}, "'_class_name' is missing"),
+    ],
+)
+def test_folders_that_are_refused(folder: Path, file: str, values: dict[str, Any], message: str) -> None:
+    change(folder / file, **values)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_model(str(folder), weights=False)
+    assert caught.value.where == str(folder / file)
+
+
+def test_what_needs_a_denoiser_says_so(folder: Path) -> None:
+    loaded = load_model(str(folder), weights=False)
+    with pytest.raises(ModelError, match="the pipeline has no denoiser"):
+        next(Sampler(loaded, OPTIONS).run(1))
+    with pytest.raises(CalibrationError, match="the sampler 'euler' needs the denoiser") as caught:
+        Sampler(loaded, replace(OPTIONS, scheduler="euler"))
+    assert caught.value.where == str(folder)
 
 
 def test_sides_of_an_image(folder: Path) -> None:

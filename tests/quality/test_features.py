@@ -1,6 +1,8 @@
 """Extractors: what they read, and what is said about images that they do not."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,10 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from dmq_fx.errors import DmqError
-from dmq_fx.quality.features import FeatureExtractor, load_extractor, to_uint8
+from dmq_fx.quality.classifier import load_classifier
+from dmq_fx.quality.features import FeatureExtractor, load_extractor, to_signed_unit, to_uint8
+
+ASSETS = Path(__file__).parents[2] / "assets"
 
 Make = Callable[..., FeatureExtractor]
 
@@ -52,6 +57,16 @@ def test_grey_images_are_repeated_for_an_extractor_of_colour(make_extractor: Mak
 def test_a_digest_is_of_the_weights(make_extractor: Make, tiny: FeatureExtractor) -> None:
     assert make_extractor(0).digest == tiny.digest != make_extractor(1).digest
     assert len(tiny.digest) == 64
+
+
+def test_a_digest_is_of_the_mirror_too() -> None:
+    """The same weights give other features where an image is read with its mirror image."""
+    network = load_classifier(ASSETS / "classifier-mnist")
+    made = []
+    for mirror in (False, True):
+        network.config = replace(network.config, mirror=mirror)
+        made.append(FeatureExtractor("mnist", network, channels=1, size=32, prepare=to_signed_unit))
+    assert made[0].digest == load_extractor("mnist").digest != made[1].digest
 
 
 @pytest.mark.parametrize(
