@@ -125,6 +125,13 @@ def _calls() -> ctypes.CDLL:
     return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name))
 
 
+@cache
+def _capsule_of() -> Any:
+    """Python's own call that wraps an address, with a prototype of its own: others may have given it another."""
+    prototype = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    return prototype(("PyCapsule_New", ctypes.pythonapi))
+
+
 def _packed(address: int, entry: dict[str, Any]) -> Tensor:
     """A tensor over memory that holds oneDNN's layout, made as compiled code makes its own: by AOTInductor's calls."""
     calls = _calls()
@@ -147,6 +154,5 @@ def _packed(address: int, entry: dict[str, Any]) -> Tensor:
     )
     if failed:
         raise RuntimeError(f"{entry['name']}: packed weights of shape {entry['shape']} cannot be made of their bytes")
-    wrap = ctypes.pythonapi.PyCapsule_New
-    wrap.restype, wrap.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-    return torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(wrap(handle, None, None))  # type: ignore[attr-defined]
+    capsule = _capsule_of()(handle, None, None)
+    return torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(capsule)  # type: ignore[attr-defined]
