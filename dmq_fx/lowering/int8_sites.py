@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from dmq_fx.lowering.int8_weights import centred, scales_by_output, sums_by_output
 from dmq_fx.lowering.kernels import Kernel, shifts_at_run_time
 from dmq_fx.lowering.one_timestep import Rows
 from dmq_fx.lowering.onednn import onednn
-from dmq_fx.numerics import IntegerGrid, QuantizedWeight
+from dmq_fx.numerics import IntegerGrid
 from dmq_fx.planning import PlannedSite
 from dmq_fx.program.convert_activations import dequantize_factor_name, quantize_factor_name
 from dmq_fx.program.convert_weights import placed_weights
@@ -28,7 +29,7 @@ from dmq_fx.program.graph_tools import (
     record,
     set_buffer,
 )
-from dmq_fx.program.program import Activation, Program, along_inputs
+from dmq_fx.program.program import Activation, Program
 from dmq_fx.program.scaling import ChannelFactors, channel_axis, channel_factors
 
 aten = torch.ops.aten
@@ -154,7 +155,7 @@ class _Lowering:
             integers = self._shifted(integers, activation, held.integers.dim())
         return (
             integers,
-            self._tensor(f"{name}_int8_scale", _by_output(held)),
+            self._tensor(f"{name}_int8_scale", scales_by_output(held)),
             self._tensor(f"{name}_int8_zero_point", torch.zeros(out, dtype=torch.int64)),
         )
 
@@ -170,17 +171,17 @@ class _Lowering:
         name = f"{planned.name}_int8_sums"
         if not activation.spec.per_timestep:
             scale, zero_point = self._static_scale(activation), int(self._zero_points(activation)[0])
-            sums = -scale * zero_point * _sums(held)
+            sums = -scale * zero_point * sums_by_output(held)
             if bias is not None:
                 sums = sums + get_tensor(self.module, str(bias.target)).double()
             return self._tensor(name, sums.float())
         if shifts_at_run_time(self.program, activation):
             left = 2.0 ** (self._largest(activation) - self.program.shifts[activation.index].double())
-            set_buffer(self.module, name, torch.stack([_sums(held, row) for row in left]).float())
+            set_buffer(self.module, name, torch.stack([sums_by_output(held, row) for row in left]).float())
             sums = self.rows.of(name)
             sums = self._after(sums, aten.select.int, sums, 0, 0)
         else:
-            set_buffer(self.module, name, _sums(held).float())
+            set_buffer(self.module, name, sums_by_output(held).float())
             with self.graph.inserting_after(self.rows.slot):
                 sums = self.graph.get_attr(name)
         scale = self._scale(activation)
@@ -313,33 +314,6 @@ class _Lowering:
     def _after(self, place: fx.Node, target: Any, *arguments: Any) -> fx.Node:
         with self.graph.inserting_after(place):
             return record(self.graph.call_function(target, arguments), kind="table")
-
-
-def centred(weight: QuantizedWeight) -> Tensor:
-    """Integers less their zero points, int8, of the weight's shape; the caller knows that they fit.
-
-    The weight's own tensor, where that is what it holds.
-    """
-    if weight.integers.dtype == torch.int8 and not weight.zero_point.any():
-        return weight.integers
-    rows = weight.integers.to(torch.int32).reshape(max(weight.zero_point.numel(), 1), -1)
-    values = (rows - weight.zero_point.reshape(-1, 1).to(rows)).reshape(weight.integers.shape)
-    return values.to(torch.int8)
-
-
-def _sums(weight: QuantizedWeight, factors: Tensor | None = None) -> Tensor:
-    """Dequantized weights summed by output channel, float64 [out]. factors: of the input channels, [in]."""
-    values = centred(weight)
-    if factors is None:
-        sums = values.flatten(1).sum(1, dtype=torch.int32).double()  # exact, as are sums of whole numbers in float64
-    else:
-        sums = (values.double() * along_inputs(factors, values.double())).flatten(1).sum(1)
-    return sums * _by_output(weight).double()
-
-
-def _by_output(weight: QuantizedWeight) -> Tensor:
-    """Scales as kernels take them: float32 [out]."""
-    return weight.scale.float().reshape(-1).expand(weight.integers.shape[0]).contiguous()
 
 
 def _offset(activation: Activation) -> int:

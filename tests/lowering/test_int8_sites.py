@@ -33,7 +33,7 @@ from small_programs import (
 )
 from torch import Tensor, nn
 
-from dmq_fx.lowering.int8_sites import centred
+from dmq_fx.lowering.int8_weights import centred
 from dmq_fx.lowering.kernels import int8_kernels
 from dmq_fx.lowering.parity import TOLERANCE, site_errors
 from dmq_fx.program.split import split_sites
