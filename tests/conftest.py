@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import catalog
 import pytest
 import torch
 
 from dmq_fx.calibration.store import CalibrationCache
 
 
-def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"dmq_tests_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def architectures() -> ModuleType:
     """`tests/architectures/catalog.py`: tiny models of every family, published configs."""
-    return _load(Path(__file__).parent / "architectures" / "catalog.py")
+    return catalog
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Architectures for tests: published configs in full, and a tiny model of each family with random weights.
 
-A folder of tests whose conftest.py puts `tests/architectures` on `sys.path` imports it as `catalog`.
+Tests import it as `catalog` (`pythonpath` in pyproject.toml).
 """
 
 from __future__ import annotations

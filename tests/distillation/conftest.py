@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,6 @@ from dmq_fx.recipe.language import Recipe
 from dmq_fx.roles import find_sites
 from dmq_fx.sampling import Sampler, SamplerOptions
 from dmq_fx.tracing import TracedModel, trace
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "architectures"))  # for `import catalog`
 
 Parts = tuple[LoadedModel, TracedModel, Recipe, CalibrationSet, Plan]
 Make = Callable[..., tuple[Program, PassContext]]

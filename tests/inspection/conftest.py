@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ import dmq_fx
 from dmq_fx.artifact.container import read_manifest, write_artifact
 from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.inspection import Inspected, inspect_artifact
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 FOLDED = """dmq: 1
 name: test/folded
