@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMPipeline
+from small_programs import needs_vnni
 
 import dmq_fx
 from dmq_fx.artifact.files import STATISTICS
@@ -87,3 +88,15 @@ def test_error_grows_as_bits_go(compiled: dict[str, Path]) -> None:
     assert w8a8.final_psnr > 38 > w4a8.final_psnr and w4a6.final_psnr < 38
     assert 2 * w8a8.trajectory_mse[0] < w4a8.trajectory_mse[0] < 0.7 * w4a6.trajectory_mse[0]
     assert w4a8.trajectory_mse[-1] > w4a8.trajectory_mse[0]  # errors pile up along the trajectory
+
+
+@needs_vnni
+@pytest.mark.slow
+def test_native_code_has_the_error_of_fake_quantization(compiled: dict[str, Path]) -> None:
+    """README's own artifact by int8 kernels: what lies between its integers may be in bfloat16, which adds a little."""
+    fake, native = (
+        dmq_fx.evaluate(compiled["ptq/w8a8"], samples=8, steps=5, batch=8, seed=100, backend=backend)
+        for backend in ("fake_quant", "x86_int8")
+    )
+    assert native.prediction_mse_same_input == pytest.approx(fake.prediction_mse_same_input, rel=0.25)
+    assert native.final_psnr is not None and native.final_psnr > 38
