@@ -1,4 +1,4 @@
-"""Weights packed once, for graphs that are run without a compiler."""
+"""What follows from weights alone, computed once: packed weights, and the values of those that no kernel takes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dmq_fx.lowering.onednn import PREPACK
 from dmq_fx.program.graph_tools import drop_tensor, drop_unread_tensors, finish, get_tensor, set_buffer
 
 HELD_BYTES = 2**26
-"""Weights that are packed before the memory of the unpacked ones is given back."""
+"""Weights that are computed before the memory of what they came from is given back."""
 
 
 def fold_packed_weights(graph_module: fx.GraphModule) -> fx.GraphModule:
@@ -22,20 +22,35 @@ def fold_packed_weights(graph_module: fx.GraphModule) -> fx.GraphModule:
 
     Each weight is let go as soon as it is packed, and its memory given back, so that few are held twice.
     """
+    return _fold(graph_module, [n for n in graph_module.graph.nodes if n.target in PREPACK], "dmq_packed")
+
+
+def fold_dequantized_weights(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """Replace, in place, weights that are dequantized (no kernel took their integers) by their values; as above.
+
+    Inductor would do so itself. But where a convolution reads such a weight and an activation that is dequantized too,
+    it puts a kernel there first, as its patterns say, which fails for unsigned weights.
+    """
+    weights = [n for n in graph_module.graph.nodes if n.meta.get("dmq", {}).get("kind") == "weight"]
+    return _fold(graph_module, [n for n in weights if n.op == "call_function"], "dmq_dequantized")
+
+
+def _fold(graph_module: fx.GraphModule, nodes: list[fx.Node], prefix: str) -> fx.GraphModule:
+    """Replace nodes that depend on constants only by what they give."""
     give_back()
     graph = graph_module.graph
     held = 0
     readers = Counter(str(node.target) for node in graph.nodes if node.op == "get_attr")
-    for number, node in enumerate([n for n in graph.nodes if n.target in PREPACK]):
-        name = f"dmq_packed_{number}"
+    for number, node in enumerate(nodes):
+        name = f"{prefix}_{number}"
         with torch.no_grad():
-            packed = _value(graph_module, node)
-        set_buffer(graph_module, name, packed)
+            value = _value(graph_module, node)
+        set_buffer(graph_module, name, value)
         with graph.inserting_before(node):
             constant = graph.get_attr(name)
         node.replace_all_uses_with(constant)
         _erase(graph_module, node, readers)
-        held += torch.ops.mkldnn._nbytes(packed)
+        held += value.nbytes if value.layout == torch.strided else torch.ops.mkldnn._nbytes(value)
         if held >= HELD_BYTES:
             held = 0
             give_back()

@@ -34,6 +34,8 @@ from dmq_fx.tracing import TracedModel, trace
 TIMESTEPS = torch.tensor([900.0, 500.0, 100.0])
 CHANNELS, SIZE = 6, 5
 W4, W8 = WeightSpec(bits=4, symmetric=False), WeightSpec(bits=8)
+UNSIGNED = WeightSpec(bits=8, symmetric=False)
+"""Weights that no int8 kernel takes: less their zero point they need nine bits."""
 STATIC, BY_TIMESTEP = ActivationSpec(bits=8), ActivationSpec(bits=8, per_timestep=True)
 Specs = tuple[WeightSpec | None, ActivationSpec | None]
 
