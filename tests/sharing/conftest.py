@@ -13,13 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from dmq_fx.errors import DmqError
 from dmq_fx.pass_api import PASSES
+from dmq_fx.recipe.versions import parse_reference
 from dmq_fx.sharing.address import parse_address
 from dmq_fx.sharing.cache import RecipeCache, sha256_of
 from dmq_fx.sharing.index import Entry, index_text
 from dmq_fx.sharing.library import SharedLibrary
 from dmq_fx.sharing.places import Places
 from dmq_fx.sharing.remotes import Remote, add_remote
+
+Make = Callable[..., SharedLibrary]
 
 RULES = "rules: [{match: {}, scheme: w}]\n"
 
@@ -187,3 +191,19 @@ def trusted(places: Places, keys: dict[str, Path]) -> Path:
     places.trusted.parent.mkdir(parents=True, exist_ok=True)
     places.trusted.write_text(f"lab@example.org {kind} {key}\n")
     return places.trusted
+
+
+def files(cache: RecipeCache) -> list[str]:
+    """Names of the recipes that are kept."""
+    return sorted(path.name for path in cache.root.rglob("*") if path.is_file() and path.suffix != ".json")
+
+
+def pull(library: SharedLibrary, reference: str) -> Path:
+    with library:
+        return library.find(parse_reference(reference)).path
+
+
+def failure(library: SharedLibrary, reference: str = "lab/w4") -> str:
+    with pytest.raises(DmqError) as caught:
+        pull(library, reference)
+    return str(caught.value)

@@ -13,9 +13,7 @@ from dmq_fx.recipe import resolve
 from dmq_fx.sharing import signing
 from dmq_fx.sharing.library import SharedLibrary
 
-from .conftest import publish, recipe_text
-
-Make = Callable[..., SharedLibrary]
+from .conftest import Make, publish, recipe_text
 
 
 def signature_of(text: str, key: Path, folder: Path) -> bytes:
