@@ -112,9 +112,9 @@ def _hand_over(program: Program, parts: TimePart) -> None:
 
 def _write(path: Path, program: Program, parts: TimePart, extra: tuple[Tensor, ...], known: Rows) -> None:
     """Compile the body into `path`, and see that what came out computes what the body does."""
-    from dmq_fx.lowering.fold import fold_dequantized_weights, fold_packed_weights
+    from dmq_fx.lowering.fold import fold_packed_weights
 
-    write_package(path, fold_dequantized_weights(parts.body), program.traced, extra, known)
+    write_package(path, parts.body, program.traced, extra, known)
     require_agreement(path, fold_packed_weights(parts.body), (*random_inputs(program.traced), *extra))
 
 

@@ -11,6 +11,7 @@ from torch.fx.node import map_aggregate
 
 from dmq_fx.heap import give_back
 from dmq_fx.lowering.onednn import PREPACK
+from dmq_fx.lowering.without_kernel import VALUE
 from dmq_fx.program.graph_tools import drop_tensor, drop_unread_tensors, finish, get_tensor, set_buffer
 
 HELD_BYTES = 2**26
@@ -26,13 +27,9 @@ def fold_packed_weights(graph_module: fx.GraphModule) -> fx.GraphModule:
 
 
 def fold_dequantized_weights(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """Replace, in place, weights that are dequantized (no kernel took their integers) by their values; as above.
-
-    Inductor would do so itself. But where a convolution reads such a weight and an activation that is dequantized too,
-    it puts a kernel there first, as its patterns say, which fails for unsigned weights.
-    """
-    weights = [n for n in graph_module.graph.nodes if n.meta.get("dmq", {}).get("kind") == "weight"]
-    return _fold(graph_module, [n for n in weights if n.op == "call_function"], "dmq_dequantized")
+    """Replace, in place, the weights that `hide_from_patterns` marked by their values, in float32; as above."""
+    weights = [node for node in graph_module.graph.nodes if node.meta.get("dmq", {}).get(VALUE)]
+    return _fold(graph_module, weights, "dmq_dequantized")
 
 
 def _fold(graph_module: fx.GraphModule, nodes: list[fx.Node], prefix: str) -> fx.GraphModule:
@@ -48,6 +45,7 @@ def _fold(graph_module: fx.GraphModule, nodes: list[fx.Node], prefix: str) -> fx
         set_buffer(graph_module, name, value)
         with graph.inserting_before(node):
             constant = graph.get_attr(name)
+        readers[name] += 1
         node.replace_all_uses_with(constant)
         _erase(graph_module, node, readers)
         held += value.nbytes if value.layout == torch.strided else torch.ops.mkldnn._nbytes(value)

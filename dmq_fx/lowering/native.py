@@ -64,8 +64,12 @@ def write_package(
 ) -> None:
     """Compile `body` into `folder`, with what its time part gives for some timesteps and how it is called.
 
-    extra: inputs of the body beyond the graph's own. settings: of Inductor. Raises BackendError if compiling fails.
+    body: weights that no kernel takes become their values in it. extra: inputs of the body beyond the graph's own.
+    settings: of Inductor. Raises BackendError if compiling fails.
     """
+    from dmq_fx.lowering.fold import fold_dequantized_weights
+
+    fold_dequantized_weights(body)
     try:
         with quiet_compiler(), torch.no_grad(), keep_constants() as constants:
             exported = torch.export.export(

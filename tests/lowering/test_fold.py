@@ -1,4 +1,4 @@
-"""Weights packed or dequantized once compute what those of every call do."""
+"""Weights packed once compute what weights packed in every call do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from small_programs import (
     CHANNELS,
     STATIC,
     TIMESTEPS,
-    UNSIGNED,
     W4,
     converted,
     copy_of,
@@ -25,7 +24,7 @@ from small_programs import (
 )
 from torch import nn
 
-from dmq_fx.lowering.fold import fold_dequantized_weights, fold_packed_weights
+from dmq_fx.lowering.fold import fold_packed_weights
 from dmq_fx.lowering.onednn import PREPACK, SHIFTED
 from dmq_fx.program.graph_tools import set_buffer
 from dmq_fx.recipe.language import ActivationSpec
@@ -90,14 +89,4 @@ def test_weights_of_every_timestep_stay_as_they_are(model: TracedModel) -> None:
     expected = module(*inputs(500))
     fold_packed_weights(module)
     assert sum(node.target in SHIFTED for node in module.graph.nodes) == 3  # all but the grouped convolution
-    assert all(torch.equal(one, other) for one, other in zip(module(*inputs(500)), expected, strict=True))
-
-
-def test_weights_without_a_kernel_are_dequantized_once(model: TracedModel) -> None:
-    module = lower(converted(grouped(model, (UNSIGNED, STATIC)))).lowered.graph_module
-    expected = module(*inputs(500))
-    assert sum(tensor.dtype == torch.uint8 for tensor in module.state_dict().values()) == 4
-    assert fold_dequantized_weights(module) is module
-    assert not any(node.meta.get("dmq", {}).get("kind") == "weight" for node in module.graph.nodes if node.users)
-    assert not any(tensor.dtype == torch.uint8 for tensor in module.state_dict().values())
     assert all(torch.equal(one, other) for one, other in zip(module(*inputs(500)), expected, strict=True))

@@ -1,4 +1,4 @@
-"""Native code reads and writes the layouts that Inductor takes them for, and has no kernels but those of the plan."""
+"""Native code reads and writes the layouts that Inductor takes them for."""
 
 from __future__ import annotations
 
@@ -6,25 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_programs import (
-    BY_TIMESTEP,
-    CHANNELS,
-    STATIC,
-    UNSIGNED,
-    VIEWS,
-    W8,
-    Specs,
-    converted,
-    copy_of,
-    grouped,
-    inputs,
-    needs_vnni,
-    traced,
-)
+from small_programs import BY_TIMESTEP, VIEWS, W8, converted, copy_of, grouped, inputs, needs_vnni, traced
 from torch import Tensor, nn
 
 from dmq_fx.errors import BackendError
-from dmq_fx.lowering.fold import fold_dequantized_weights, fold_packed_weights
+from dmq_fx.lowering.fold import fold_packed_weights
 from dmq_fx.lowering.module import LoweredModule
 from dmq_fx.lowering.native import (
     example_inputs,
@@ -34,7 +20,6 @@ from dmq_fx.lowering.native import (
     write_package,
 )
 from dmq_fx.lowering.rewrite import rewrite
-from dmq_fx.sites import Site
 
 LAYERS = {
     "image": nn.Conv2d(1, 8, 3, padding=1),
@@ -44,38 +29,27 @@ LAYERS = {
 
 
 class OneChannel(nn.Module):
-    """Convolutions of the first channel, one to three dimensions; two layers whose weights no kernel takes."""
+    """Convolutions of the sample's first channel, in one to three dimensions."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleDict(LAYERS)
-        self.plain = nn.ModuleList([nn.Conv2d(CHANNELS, 8, 3, padding=1), nn.Linear(CHANNELS, 8)])
 
     def forward(self, sample: Tensor, timestep: Tensor) -> tuple[Tensor, ...]:
-        one = (1.0 + timestep // 1000).reshape(-1, 1, 1, 1)
-        x = sample[:, :1] * one
-        found = [layer(VIEWS[view](x)) for view, layer in self.layers.items()]
-        image, tokens = (VIEWS[view](sample * one) for view in ("image", "tokens"))
-        return (*found, self.plain[0](image), self.plain[1](tokens))
-
-
-def specs(site: Site) -> Specs:
-    return (UNSIGNED, STATIC) if site.name.startswith("plain") else (W8, BY_TIMESTEP)
+        x = sample[:, :1] * (1.0 + timestep // 1000).reshape(-1, 1, 1, 1)
+        return tuple(layer(VIEWS[view](x)) for view, layer in self.layers.items())
 
 
 @needs_vnni
 @pytest.mark.slow
 def test_images_of_one_channel(tmp_path: Path) -> None:
-    """Their strides are those of both layouts, and the kernel's output has one; code of other numbers is refused.
-
-    Inductor finds no kernel of its own for the weights that none takes: it knows no unsigned ones.
-    """
-    fake = converted(grouped(traced(OneChannel()), specs))
+    """Their strides are those of both layouts, and the kernel's output has one; code of other numbers is refused."""
+    fake = converted(grouped(traced(OneChannel()), (W8, BY_TIMESTEP)))
     program = copy_of(fake)
     parts = rewrite(program, torch.float32)
     assert parts.time is not None
     extra = parts.time(example_inputs(program.traced)[1][:1])
-    write_package(tmp_path, fold_dequantized_weights(parts.body), program.traced, extra, {})
+    write_package(tmp_path, parts.body, program.traced, extra, {})
     native = LoweredModule(program.traced, load_package(tmp_path)[0], parts.time)
     for batch in (1, 3):
         given = inputs(500.0, batch)

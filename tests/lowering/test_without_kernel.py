@@ -1,0 +1,113 @@
+"""Sites without a kernel compute what fake quantization does, in native code too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from weakref import ref
+
+import pytest
+import torch
+from small_programs import (
+    BY_TIMESTEP,
+    CHANNELS,
+    STATIC,
+    UNSIGNED,
+    W8,
+    Specs,
+    converted,
+    copy_of,
+    grouped,
+    inputs,
+    needs_vnni,
+    traced,
+)
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from dmq_fx.lowering.fold import fold_dequantized_weights
+from dmq_fx.lowering.kernels import int8_kernels
+from dmq_fx.lowering.module import LoweredModule
+from dmq_fx.lowering.native import example_inputs, load_package, write_package
+from dmq_fx.lowering.rewrite import rewrite
+from dmq_fx.lowering.without_kernel import hide_from_patterns
+from dmq_fx.program import Program
+from dmq_fx.recipe.language import ActivationSpec, WeightSpec
+from dmq_fx.sites import Site
+
+qd = torch.ops.quantized_decomposed
+SIX_BITS = ActivationSpec(bits=6)
+
+
+class Bare(nn.Module):
+    """Two layers for weights that no kernel takes, one of them behind a kernel, and a weight-only one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image = nn.Conv2d(CHANNELS, 8, 3, padding=1)
+        self.kernel = nn.Linear(CHANNELS, 16)
+        self.behind = nn.Linear(16, 8)
+        self.only = nn.Linear(CHANNELS, 4)
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> tuple[Tensor, ...]:
+        x = sample * (1.0 + timestep // 1000).reshape(-1, 1, 1, 1)
+        tokens = x.flatten(2).transpose(1, 2)
+        return self.image(x), self.behind(torch.relu(self.kernel(tokens))), self.only(tokens)
+
+
+def specs(site: Site) -> Specs:
+    found: dict[str, tuple[WeightSpec, ActivationSpec | None]] = {
+        "image": (UNSIGNED, STATIC),
+        "kernel": (W8, BY_TIMESTEP),
+        "behind": (UNSIGNED, SIX_BITS),
+        "only": (UNSIGNED, None),
+    }
+    return found[site.name]
+
+
+@pytest.fixture(scope="module")
+def fake() -> Program:
+    return converted(grouped(traced(Bare()), specs))
+
+
+def test_the_same_numbers_without_operators_that_inductor_knows(fake: Program) -> None:
+    program = copy_of(fake)
+    hide_from_patterns(program, int8_kernels(program))
+    graph = program.graph_module.graph
+    assert sum(node.target is qd.quantize_per_tensor.default for node in fake.graph_module.graph.nodes) == 2
+    assert not any(node.target is qd.quantize_per_tensor.default for node in graph.nodes)
+    for given in (inputs(900), inputs(100, batch=3, seed=1)):
+        found, expected = program.graph_module(*given), fake.graph_module(*given)
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_weights_beside_quantized_activations_become_values(fake: Program) -> None:
+    """Each is let go once it is dequantized; that of a weight-only site stays as it is."""
+    program = copy_of(fake)
+    hide_from_patterns(program, int8_kernels(program))
+    module, given = program.graph_module, inputs(500)
+    expected = module(*given)
+    held = {name: ref(tensor) for name, tensor in module.named_buffers() if name.endswith("weight")}
+    program.weights = {}
+    assert fold_dequantized_weights(module) is module
+    left = {name for name, tensor in module.state_dict().items() if tensor.dtype == torch.uint8}
+    assert left == {"only.weight"} < set(held)
+    assert all(torch.equal(one, other) for one, other in zip(module(*given), expected, strict=True))
+
+
+@needs_vnni
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)], ids=str)
+def test_in_native_code(fake: Program, tmp_path: Path, dtype: torch.dtype, tolerance: float) -> None:
+    """Six-bit integers behind a kernel are clamped as such, and Inductor packs no weight for a kernel of its own."""
+    program = copy_of(fake)
+    parts = rewrite(program, dtype)
+    assert parts.time is not None
+    extra = parts.time(example_inputs(program.traced)[1][:1])
+    counters.clear()
+    write_package(tmp_path, parts.body, program.traced, extra, {})
+    found = counters["inductor"]
+    assert not found["qconv_weight_prepack_matcher_count"] and not found["qlinear_weight_prepack_matcher_count"]
+    native = LoweredModule(program.traced, load_package(tmp_path)[0], parts.time)
+    for given in (inputs(500), inputs(500, batch=3, seed=1)):
+        for one, other in zip(native(*given), fake.graph_module(*given), strict=True):
+            assert (one - other).norm() < tolerance * other.norm()
