@@ -1,8 +1,9 @@
-"""What follows from weights alone, computed once: packed weights, and the values of those that no kernel takes."""
+"""What follows from weights alone, computed once."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from torch.fx.node import map_aggregate
 
 from dmq_fx.heap import give_back
 from dmq_fx.lowering.onednn import PREPACK
-from dmq_fx.lowering.without_kernel import VALUE
 from dmq_fx.program.graph_tools import drop_tensor, drop_unread_tensors, finish, get_tensor, set_buffer
 
 HELD_BYTES = 2**26
@@ -19,21 +19,16 @@ HELD_BYTES = 2**26
 
 
 def fold_packed_weights(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """Replace, in place, the packing of weights in every call by the packed weights; gives the module back.
+    """Replace, in place, the packing of weights in every call by the packed weights; gives the module back."""
+    return fold_nodes(graph_module, [n for n in graph_module.graph.nodes if n.target in PREPACK], "dmq_packed")
 
-    Each weight is let go as soon as it is packed, and its memory given back, so that few are held twice.
+
+def fold_nodes(graph_module: fx.GraphModule, nodes: Sequence[fx.Node], prefix: str) -> fx.GraphModule:
+    """Replace nodes that depend on constants only by what they give, in place; gives the module back.
+
+    A weight is let go as soon as what follows from it is there, and its memory given back, so that few are held twice.
+    prefix: of the new tensors' names.
     """
-    return _fold(graph_module, [n for n in graph_module.graph.nodes if n.target in PREPACK], "dmq_packed")
-
-
-def fold_dequantized_weights(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """Replace, in place, the weights that `hide_from_patterns` marked by their values, in float32; as above."""
-    weights = [node for node in graph_module.graph.nodes if node.meta.get("dmq", {}).get(VALUE)]
-    return _fold(graph_module, weights, "dmq_dequantized")
-
-
-def _fold(graph_module: fx.GraphModule, nodes: list[fx.Node], prefix: str) -> fx.GraphModule:
-    """Replace nodes that depend on constants only by what they give."""
     give_back()
     graph = graph_module.graph
     held = 0

@@ -226,21 +226,11 @@ class _Lowering:
         source, (low, high) = quantizer.args[0], _bounds(activation)
         assert isinstance(source, fx.Node)
         reciprocal, zero_point = self._reciprocal(activation, source.meta["val"].dim())
-        source = self._before(quantizer, aten.to.dtype, source, torch.float32)  # others may make it another type
+        source = _before(quantizer, aten.to.dtype, source, torch.float32)  # others may make it another type
         if padding:
             amounts = [amount for amount in reversed(padding) for _ in range(2)]
-            source = self._before(quantizer, aten.constant_pad_nd.default, source, amounts)
-        steps = (
-            (aten.mul.Tensor, reciprocal),
-            (aten.round.default,),
-            (aten.add.Tensor, zero_point),
-            (aten.clamp.default, low, high),
-            (aten.to.dtype, torch.uint8),
-        )
-        node = source
-        for target, *arguments in steps:
-            node = self._before(quantizer, target, node, *arguments)
-        return node
+            source = _before(quantizer, aten.constant_pad_nd.default, source, amounts)
+        return integers_before(quantizer, source, reciprocal, zero_point, (low, high), torch.uint8)
 
     def _reciprocal(self, activation: Activation, dim: int) -> tuple[Any, Any]:
         """What values are multiplied with, and the zero point that is added to what was rounded."""
@@ -307,13 +297,30 @@ class _Lowering:
         zero = self.rows.zero_point(activation)
         return self._after(zero, aten.add.Tensor, zero, _offset(activation)) if _offset(activation) else zero
 
-    def _before(self, place: fx.Node, target: Any, *arguments: Any) -> fx.Node:
-        with self.graph.inserting_before(place):
-            return record(self.graph.call_function(target, arguments), kind="integers")
-
     def _after(self, place: fx.Node, target: Any, *arguments: Any) -> fx.Node:
         with self.graph.inserting_after(place):
             return record(self.graph.call_function(target, arguments), kind="table")
+
+
+def integers_before(
+    place: fx.Node, source: fx.Node, reciprocal: Any, zero_point: Any, bounds: tuple[int, int], dtype: torch.dtype
+) -> fx.Node:
+    """The integers of a float32 value, in front of `place`, operation by operation as fake quantization makes them."""
+    steps = (
+        (aten.mul.Tensor, reciprocal),
+        (aten.round.default,),
+        (aten.add.Tensor, zero_point),
+        (aten.clamp.default, *bounds),
+        (aten.to.dtype, dtype),
+    )
+    for target, *arguments in steps:
+        source = _before(place, target, source, *arguments)
+    return source
+
+
+def _before(place: fx.Node, target: Any, *arguments: Any) -> fx.Node:
+    with place.graph.inserting_before(place):
+        return record(place.graph.call_function(target, arguments), kind="integers")
 
 
 def _offset(activation: Activation) -> int:

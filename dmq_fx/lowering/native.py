@@ -64,12 +64,12 @@ def write_package(
 ) -> None:
     """Compile `body` into `folder`, with what its time part gives for some timesteps and how it is called.
 
-    body: weights that no kernel takes become their values in it. extra: inputs of the body beyond the graph's own.
+    body: changed in place (`hide_from_patterns`). extra: inputs of the body beyond the graph's own.
     settings: of Inductor. Raises BackendError if compiling fails.
     """
-    from dmq_fx.lowering.fold import fold_dequantized_weights
+    from dmq_fx.lowering.without_kernel import hide_from_patterns
 
-    fold_dequantized_weights(body)
+    hide_from_patterns(body)
     try:
         with quiet_compiler(), torch.no_grad(), keep_constants() as constants:
             exported = torch.export.export(

@@ -12,7 +12,7 @@ from dmq_fx.lowering.int8_sites import lower_sites, reached_kernels
 from dmq_fx.lowering.kernels import int8_kernels, require_kernels
 from dmq_fx.lowering.native import example_inputs
 from dmq_fx.lowering.time_part import TimePart, split_time_part
-from dmq_fx.lowering.without_kernel import hide_from_patterns
+from dmq_fx.lowering.without_kernel import mark_weights
 from dmq_fx.program import Program
 from dmq_fx.tracing import retarget
 
@@ -22,7 +22,7 @@ def rewrite(program: Program, dtype: torch.dtype) -> TimePart:
     retarget(program.graph_module, "cpu")
     expected = int8_kernels(program)
     lower_sites(program, expected)
-    hide_from_patterns(program, expected)
+    mark_weights(program, expected)
     parts = split_time_part(program.graph_module, program.traced)
     graphs = [part.graph for part in (parts.time, parts.body) if part is not None]
     require_kernels(expected, {site: kernel for graph in graphs for site, kernel in reached_kernels(graph).items()})

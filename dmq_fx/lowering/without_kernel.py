@@ -14,47 +14,45 @@ import torch
 from torch import fx
 from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401  (registers the operators)
 
+from dmq_fx.lowering.fold import fold_nodes
+from dmq_fx.lowering.int8_sites import integers_before
 from dmq_fx.lowering.kernels import Kernel
 from dmq_fx.program import Program
-from dmq_fx.program.graph_tools import finish, record
+from dmq_fx.program.graph_tools import record
 
 aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
-VALUE = "value"
-"""Fact of a weight's dequantize node: native code holds its value (`fold.fold_dequantized_weights`)."""
+BARE = "bare"
+"""Fact of a weight's dequantize node: read beside quantized activations by a site without a kernel."""
 
 
-def hide_from_patterns(program: Program, kernels: Mapping[str, Kernel]) -> None:
-    """Change a lowered program's graph, in place: the same numbers, and nothing that Inductor knows as quantized.
-
-    Quantize nodes with one scale become the arithmetic that they stand for. Weights are marked that are read beside
-    quantized activations: few as a rule. Others (weight-only schemes) stay integers, which take less memory.
-    """
-    graph = program.graph_module.graph
-    for node in list(graph.nodes):
-        if node.target is qd.quantize_per_tensor.default:
-            _write_out(node)
+def mark_weights(program: Program, kernels: Mapping[str, Kernel]) -> None:
+    """Mark, in a lowered program's graph, the weights that `hide_from_patterns` is to replace."""
     bare = {p.site.weight for p in program.plan.sites if p.weight and p.activation and not kernels[p.name].name}
-    for node in graph.nodes:
+    for node in program.graph_module.graph.nodes:
         facts = node.meta.get("dmq", {})
         if facts.get("kind") == "weight" and facts["weight"] in bare:
-            record(node, **{VALUE: True})
-    finish(program.graph_module)
+            record(node, **{BARE: True})
+
+
+def hide_from_patterns(graph_module: fx.GraphModule) -> None:
+    """Change a graph for the compiler, in place: the same numbers, and nothing that Inductor knows as quantized.
+
+    Quantize nodes with one scale become the arithmetic that they stand for, and the weights that are marked become
+    their values: few as a rule. Those of weight-only schemes stay integers, which take less memory.
+    """
+    nodes = list(graph_module.graph.nodes)
+    for node in nodes:
+        if node.target is qd.quantize_per_tensor.default:
+            _write_out(node)
+    fold_nodes(graph_module, [node for node in nodes if node.meta.get("dmq", {}).get(BARE)], "dmq_dequantized")
 
 
 def _write_out(node: fx.Node) -> None:
     """`quantize_per_tensor`, operation by operation as torch defines it."""
     source, scale, zero_point, low, high, dtype = node.args
-    steps = (
-        (aten.to.dtype, torch.float32),
-        (aten.mul.Tensor, 1.0 / float(scale)),  # type: ignore[arg-type]
-        (aten.round.default,),
-        (aten.add.Tensor, zero_point),
-        (aten.clamp.default, low, high),
-        (aten.to.dtype, dtype),
-    )
     with node.graph.inserting_before(node):
-        for target, *arguments in steps:
-            source = record(node.graph.call_function(target, (source, *arguments)), kind="integers")
-    node.replace_all_uses_with(source)  # type: ignore[arg-type]
+        source = record(node.graph.call_function(aten.to.dtype, (source, torch.float32)), kind="integers")
+    integers = integers_before(node, source, 1.0 / float(scale), zero_point, (low, high), dtype)  # type: ignore[arg-type]
+    node.replace_all_uses_with(integers)
     node.graph.erase_node(node)

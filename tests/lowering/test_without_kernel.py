@@ -23,13 +23,13 @@ from small_programs import (
 )
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch.fx import GraphModule
 
-from dmq_fx.lowering.fold import fold_dequantized_weights
 from dmq_fx.lowering.kernels import int8_kernels
 from dmq_fx.lowering.module import LoweredModule
-from dmq_fx.lowering.native import example_inputs, load_package, write_package
+from dmq_fx.lowering.native import NativeCode, example_inputs, load_package, write_package
 from dmq_fx.lowering.rewrite import rewrite
-from dmq_fx.lowering.without_kernel import hide_from_patterns
+from dmq_fx.lowering.without_kernel import hide_from_patterns, mark_weights
 from dmq_fx.program import Program
 from dmq_fx.recipe.language import ActivationSpec, WeightSpec
 from dmq_fx.sites import Site
@@ -69,29 +69,30 @@ def fake() -> Program:
     return converted(grouped(traced(Bare()), specs))
 
 
+def bare() -> GraphModule:
+    """The graph of a program that nothing else holds, its weights marked."""
+    program = converted(grouped(traced(Bare()), specs))
+    mark_weights(program, int8_kernels(program))
+    return program.graph_module
+
+
 def test_the_same_numbers_without_operators_that_inductor_knows(fake: Program) -> None:
-    program = copy_of(fake)
-    hide_from_patterns(program, int8_kernels(program))
-    graph = program.graph_module.graph
-    assert sum(node.target is qd.quantize_per_tensor.default for node in fake.graph_module.graph.nodes) == 2
-    assert not any(node.target is qd.quantize_per_tensor.default for node in graph.nodes)
+    module = bare()
+    assert sum(node.target is qd.quantize_per_tensor.default for node in module.graph.nodes) == 2
+    hide_from_patterns(module)
+    assert not any(node.target is qd.quantize_per_tensor.default for node in module.graph.nodes)
     for given in (inputs(900), inputs(100, batch=3, seed=1)):
-        found, expected = program.graph_module(*given), fake.graph_module(*given)
+        found, expected = module(*given), fake.graph_module(*given)
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-def test_weights_beside_quantized_activations_become_values(fake: Program) -> None:
-    """Each is let go once it is dequantized; that of a weight-only site stays as it is."""
-    program = copy_of(fake)
-    hide_from_patterns(program, int8_kernels(program))
-    module, given = program.graph_module, inputs(500)
-    expected = module(*given)
+def test_weights_beside_quantized_activations_become_values() -> None:
+    """Their integers are let go; that of a weight-only site, and of one that has a kernel, stay as they are."""
+    module = bare()
     held = {name: ref(tensor) for name, tensor in module.named_buffers() if name.endswith("weight")}
-    program.weights = {}
-    assert fold_dequantized_weights(module) is module
-    left = {name for name, tensor in module.state_dict().items() if tensor.dtype == torch.uint8}
-    assert left == {"only.weight"} < set(held)
-    assert all(torch.equal(one, other) for one, other in zip(module(*given), expected, strict=True))
+    hide_from_patterns(module)
+    assert {name for name, tensor in module.state_dict().items() if tensor.dtype == torch.uint8} == {"only.weight"}
+    assert {name for name, tensor in held.items() if tensor() is not None} == {"only.weight", "kernel.weight"}
 
 
 @needs_vnni
@@ -107,7 +108,11 @@ def test_in_native_code(fake: Program, tmp_path: Path, dtype: torch.dtype, toler
     write_package(tmp_path, parts.body, program.traced, extra, {})
     found = counters["inductor"]
     assert not found["qconv_weight_prepack_matcher_count"] and not found["qlinear_weight_prepack_matcher_count"]
-    native = LoweredModule(program.traced, load_package(tmp_path)[0], parts.time)
+    code = load_package(tmp_path)[0]
+    assert isinstance(code, NativeCode)
+    unsigned = [tensor for tensor in code.constants.values() if tensor.dtype == torch.uint8]
+    assert [tuple(tensor.shape) for tensor in unsigned] == [(4, CHANNELS)]  # of the weight-only layer
+    native = LoweredModule(program.traced, code, parts.time)
     for given in (inputs(500), inputs(500, batch=3, seed=1)):
         for one, other in zip(native(*given), fake.graph_module(*given), strict=True):
             assert (one - other).norm() < tolerance * other.norm()
