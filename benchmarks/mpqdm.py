@@ -4,9 +4,9 @@
         --records benchmarks/records/mpqdm-ddpm-mnist.json --seeds 0 1 2 [--tables 1 5] [--budget standard]
 
 A seed is that of calibration, of the noise that is learned from and of everything drawn; images are measured from the
-same noise for all. Artifacts, images and rows are kept as those of `benchmarks/quality.py`, whose parts these are: an
-interrupted run goes on. Sizes are the paper's (all parameters at the body's bits), the sum of what has to be stored,
-and that of the file with the tensors.
+same noise for all, so that a standard deviation is of compiles alone. Artifacts, images and rows are kept as those of
+`benchmarks/quality.py`, whose parts these are: an interrupted run goes on. Sizes are the paper's (all parameters at the
+body's bits), the sum of what has to be stored, and that of the file with the tensors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from quality import FULL_PRECISION, add_arguments, compile_one, known_row, metric_names, row
+from quality import add_arguments, compile_one, row
+from rows import FULL_PRECISION, known_row, metric_names
 
 SETTINGS = ("w3a6", "w3a4", "w2a6", "w2a4")
 TABLES: dict[int, tuple[str, ...]] = {
@@ -30,13 +31,21 @@ TABLES: dict[int, tuple[str, ...]] = {
     5: ("efficientdm/w3a4", "mpq-dm/ablation/no-distill", "mpq-dm/ablation/trd", "mpq-dm/w3a4"),
     6: (
         "mpq-dm/ablation/trd",
+        "prescaled/w3a4",
         "mpq-dm/ablation/selector-random",
         "mpq-dm/ablation/selector-head-tail",
         "mpq-dm/w3a4",
     ),
     7: ("mpq-dm/ablation/no-distill", "mpq-dm/ablation/l2", "mpq-dm/w3a4"),
 }
-"""Recipes by the paper's tables. `naive/x` is `efficientdm/x` without its pass: the same ranges, nearest rounding."""
+"""Recipes by the paper's tables. Table 5: EfficientDM, with bits by channel, with relations, with both. Table 6: all
+channels alike, the same with `omq`'s pre-scaling, then channels at random, the first and last, by kurtosis."""
+DERIVED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "naive": ("efficientdm", ("passes=[]",)),
+    "prescaled": ("mpq-dm", ("passes.omq.candidates=[0]",)),
+}
+"""Families that are another's recipes but for what is set: the same ranges and nearest rounding; `omq` whose only
+candidate is to give all channels the same bits, which leaves its pre-scaling."""
 
 
 def main() -> None:
@@ -67,14 +76,15 @@ def of_seed(args: Namespace, seed: int, overrides: tuple[str, ...] = ()) -> Name
 def measured(args: Namespace, name: str, seed: int) -> dict[str, Any]:
     """A recipe's row at one seed, with its sizes; from the records if it is there."""
     recipe, overrides = name, ()
-    if name.startswith("naive/"):
-        recipe, overrides = f"efficientdm/{name.removeprefix('naive/')}", ("passes=[]",)
+    family, _, rest = name.partition("/")
+    if family in DERIVED:
+        recipe, overrides = f"{DERIVED[family][0]}/{rest}", DERIVED[family][1]
     own = of_seed(args, seed, overrides)
     if overrides:
-        own.output = own.output / "naive"
+        own.output = own.output / family
         own.output.mkdir(exist_ok=True)
     known = known_row(own, recipe)
-    return known if known is not None else row(own, recipe, compile_one(own, recipe))
+    return known if known is not None else row(own, recipe, compile_one(own, recipe), name)
 
 
 def spread(values: list[float], digits: str = ".4g") -> str:
@@ -86,26 +96,26 @@ def spread(values: list[float], digits: str = ".4g") -> str:
 
 def report(args: Namespace, number: int, rows: dict[str, list[dict[str, Any]]]) -> None:
     names = tuple(name for name in metric_names(args) if not name.startswith("recall"))
-    seeds = ", ".join(map(str, args.seeds))
     title = f"Table {number}: " if number else ""
     print(
         f"\n{title}`{args.model}`, {args.samples} images (final MSE: 64) of {args.steps} steps from seed {args.seed} "
         f"against {Path(args.reference).name}{'/' + args.subset if args.subset else ''}, budget {args.budget}, "
-        f"seeds {seeds}, {args.device}.\n"
+        f"{len(args.seeds)} compiles a row (± their standard deviation, on the same noise), {args.device}"
+        f"{', ' + args.backend if args.backend else ''}.\n"
     )
-    print(f"| recipe | bits | MB: paper, honest, file | {' | '.join(names)} | final MSE | compile s |")
+    print(f"| recipe | weight bits | MB: paper, honest, file | {' | '.join(names)} | final MSE | compile s |")
     print("| --- " * (len(names) + 5) + "|")
     for recipe, found in rows.items():
-        scores = [[one["scores"][name][0] for one in found] for name in names]
+        scores = [[value for one in found for value in one["scores"][name]] for name in names]
         cells = " | ".join(spread(values) for values in scores)
         if recipe == FULL_PRECISION:
-            print(f"| {recipe} | 32 | | {cells} | 0 | |")
+            print(f"| {recipe}, {len(scores[0])} sets of noise | 32 | | {cells} | 0 | |")
             continue
-        sizes = [found[0]["sizes"][f"{kind}_bytes"] / 1e6 for kind in ("paper", "honest", "file")]
-        bits = recipe.rpartition("/")[2] if "/w" in recipe else "w3a6" if "w3a6" in recipe else "w3a4"
+        sizes = [mean(one["sizes"][f"{kind}_bytes"] for one in found) / 1e6 for kind in ("paper", "honest", "file")]
+        bits = mean(one["sizes"]["paper_bytes"] * 8 / one["parameters"] for one in found)
         error, seconds = ([one[key] for one in found] for key in ("final_mse", "seconds"))
         print(
-            f"| {recipe} | {bits} | {', '.join(f'{size:.3f}' for size in sizes)} | {cells} "
+            f"| {recipe} | {bits:.2f} | {', '.join(f'{size:.3f}' for size in sizes)} | {cells} "
             f"| {spread(error, '.2e')} | {spread(seconds, '.0f')} |"
         )
 

@@ -4,9 +4,10 @@
         --figure docs/images/quality.png --records benchmarks/records/quality-ddpm-mnist.json [--recipes ...]
 
 Prints the table of docs/results.md. Artifacts and images are kept in the output folder: a run that is interrupted goes
-on, and adding a recipe costs one row. Rows are kept in the records, by the digests of recipe and model, and may be
-committed: those that are there are neither compiled nor measured again (but where an artifact in the output folder is
-another one). Full precision is measured on two sets of noise: what lies between them is no difference.
+on, and adding a recipe costs one row. Rows are kept in the records, by the digests of recipe, model and all that they
+were measured with, and may be committed: those that are there are neither compiled nor measured again (but where an
+artifact in the output folder is another one of the same recipe). Full precision is measured on several sets of noise:
+what lies between them is no difference. Images that were kept are those of the code that sampled them.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from baselines import artifact, compile_recipe, draw_grids
+from rows import FULL_PRECISION, keep_row, known_row, made_of, metric_names, overrides_of, setting
 
 SHOWN = ("ptq/w8a8", "ptq/w4a8", "dmq/w4a8", "dmq/w4a6")
-FULL_PRECISION = "full precision"
 
 
 def main() -> None:
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", help="of the library; all of them if left out")
     parser.add_argument("--budget", default="quick", choices=("quick", "standard", "full"))
     parser.add_argument("--figure", type=Path, help="grids side by side, same noise")
+    parser.add_argument("--repeats", type=int, default=2, help="sets of noise of full precision")
     parser.add_argument("--shown", nargs="+", default=list(SHOWN), help="recipes in the picture")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
@@ -40,7 +41,9 @@ def main() -> None:
     rows |= {name: row(args, name, made.get(name, {})) for name in recipes}
     report(args, rows)
     if args.figure:
-        shown = {name: artifact(args, name) for name in args.shown if name in recipes and artifact(args, name).exists()}
+        for name in args.shown:  # whose rows may have been known without an artifact
+            compile_one(args, name)
+        shown = {name: artifact(args, name) for name in args.shown}
         draw_grids(args.figure, shown, steps=args.steps, seed=args.seed, device=args.device)
 
 
@@ -71,81 +74,31 @@ def library() -> list[str]:
 
 
 def compile_one(args: argparse.Namespace, recipe: str) -> dict[str, Any]:
+    """Compile, unless the artifact of this very recipe and model is there."""
+    if made_of(args, recipe) is None:
+        artifact(args, recipe).with_suffix(".json").unlink(missing_ok=True)
     return compile_recipe(recipe, args.model, artifact(args, recipe), cold=False, overrides=overrides_of(args))
 
 
-def overrides_of(args: argparse.Namespace) -> tuple[str, ...]:
-    """The budget, and what a script that uses these functions sets beside it."""
-    return (f"budget={args.budget}", *getattr(args, "overrides", ()))
+def row(args: argparse.Namespace, recipe: str | None, made: dict[str, Any], name: str | None = None) -> dict[str, Any]:
+    """A recipe's row, or that of full precision; measured and added to the records if it is not there.
 
-
-def metric_names(args: argparse.Namespace) -> tuple[str, ...]:
-    if args.extractor == "inception":
-        return ("fid", "sfid", "is", "precision", "recall")
-    return tuple(f"{stem}-{args.extractor}" for stem in ("fd", "sfd", "is", "precision", "recall"))
-
-
-def key_of(args: argparse.Namespace, recipe: str | None) -> str:
-    """The model's name and digest, and the digest of the recipe with its overrides and backend, or `full precision`."""
-    from dmq_fx.compiler import resolve_recipe
-
-    digest = FULL_PRECISION if recipe is None else resolve_recipe(recipe, overrides_of(args)).digest
-    parts = [args.model, model_digest(args.model), digest]
-    if recipe is not None and args.backend:
-        parts.append(args.backend)
-    return " ".join(parts)
-
-
-@cache
-def model_digest(model: str) -> str:
-    from dmq_fx.models import fingerprint, load_model
-
-    return fingerprint(load_model(model).denoiser)
-
-
-def read_records(args: argparse.Namespace) -> dict[str, Any]:
-    return json.loads(args.records.read_text()) if args.records.exists() else {}
-
-
-def known_row(args: argparse.Namespace, recipe: str | None) -> dict[str, Any] | None:
-    """What was measured before under the same setting; None for nothing, or if another artifact is there now."""
-    known = read_records(args).get(key_of(args, recipe))
-    if known is None or known["setting"] != setting(args, recipe):
-        return None
-    manifest = artifact(args, recipe) / "manifest.json" if recipe is not None else None
-    if manifest is not None and manifest.exists() and json.loads(manifest.read_text())["digest"] != known["artifact"]:
-        return None
-    return known
-
-
-def setting(args: argparse.Namespace, recipe: str | None) -> dict[str, Any]:
-    """What a row was measured with; the backend is none of full precision's concern."""
-    names = ("samples", "steps", "seed", "subset", "device", "budget", "compile")
-    found = {name: getattr(args, name) for name in names}
-    found |= {"reference": Path(args.reference).name, "metrics": list(metric_names(args))}
-    if recipe is not None and args.backend:
-        found["backend"] = args.backend
-    return found
-
-
-def row(args: argparse.Namespace, recipe: str | None, made: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's row, or that of full precision; measured and added to the records if it is not there."""
+    name: of the row, if it is not the recipe's own.
+    """
     known = known_row(args, recipe)
     if known is not None:
         return known
-    print(f"measuring {recipe or FULL_PRECISION}", flush=True)
-    found = {"name": recipe or FULL_PRECISION, "setting": setting(args, recipe), **measure(args, recipe)}
+    name = name or recipe or FULL_PRECISION
+    print(f"measuring {name}", flush=True)
+    found: dict[str, Any] = {"name": name, "setting": setting(args, recipe), **measure(args, recipe)}
     if recipe is not None:
-        folder = artifact(args, recipe)
-        found["artifact"] = json.loads((folder / "manifest.json").read_text())["digest"]
-        found["gbops"] = json.loads((folder / "report.json").read_text())["totals"]["bops"] / 1e9
+        manifest = made_of(args, recipe)
+        assert manifest is not None, "the artifact is of another recipe or model"
+        found |= {"overrides": list(overrides_of(args)), "artifact": manifest["digest"], "sizes": made.get("sizes")}
+        report = json.loads((artifact(args, recipe) / "report.json").read_text())
+        found |= {"gbops": report["totals"]["bops"] / 1e9, "parameters": report["totals"]["parameters"]}
         found |= {key: made[key] for key in ("mean_weight_bits", "bytes", "seconds")}
-        found["sizes"] = made.get("sizes")
-    args.records.parent.mkdir(parents=True, exist_ok=True)
-    records = read_records(args) | {key_of(args, recipe): found}  # read again: another process may have added rows
-    partial = args.records.with_suffix(".partial")
-    partial.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n")
-    partial.replace(args.records)
+    keep_row(args, recipe, found)
     return found
 
 
@@ -164,7 +117,8 @@ def measure(args: argparse.Namespace, recipe: str | None) -> dict[str, Any]:
             identity["compiled"] = COMPILED
             loaded = replace(loaded, denoiser=compile_module(loaded.denoiser))
         sampling = SamplerOptions(steps=args.steps, batch=args.batch, seed=args.seed)
-        wanted = QualityOptions(parse_metrics(metric_names(args)), args.samples, repeats=2, **shared)
+        repeats = setting(args, None)["repeats"]
+        wanted = QualityOptions(parse_metrics(metric_names(args)), args.samples, repeats=repeats, **shared)
         quality = measure_quality(loaded, loaded.denoiser, (identity, identity), sampling, wanted, show)
         return {"scores": {name: list(score.values) for name, score in quality.scores.items()}}
     found = evaluate(
@@ -204,7 +158,8 @@ def report(args: argparse.Namespace, rows: dict[str, dict]) -> None:
         cells = " | ".join(f"{value:.4g}" for value in scores)
         if recipe == FULL_PRECISION:
             print(f"| {recipe} | 32 | | | 0 | {cells} | |")
-            print(f"| {recipe}, other noise | 32 | | | | {' | '.join(f'{value:.4g}' for value in again[0])} | |")
+            for values in again:
+                print(f"| {recipe}, other noise | 32 | | | | {' | '.join(f'{value:.4g}' for value in values)} | |")
             continue
         print(
             f"| {recipe} | {found['mean_weight_bits']:.2f} | {found['bytes'] / 1e6:.2f} | {found['gbops']:.1f} "

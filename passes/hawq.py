@@ -35,6 +35,7 @@ class HawqLatency:
     per_gmac: dict[str, float] = option(
         "milliseconds of a billion multiply-accumulates, by bits: as measured on the machine that is meant",
         key_pattern="[1-8]",
+        exclusive_minimum=0.0,
     )
 
 

@@ -45,7 +45,7 @@ class LocalLoss:
         rounded = self.rounded_input(planned, x, slot, gamma)
         weight = get_tensor(self.program.traced.graph_module, planned.site.weight or "").detach().float()
         bits = self.program.channel_bits.get(planned.site.weight or "")
-        levels = weight_grid(weight_spec, bits)
+        levels = weight_grid(weight_spec, None if bits is None else bits.to(weight.device))
         shrink = self._shrink_of(planned.name, weight, weight_spec, levels)
         quantized = fake_quantize_weight(weight * along_inputs(gamma, weight), len(shrink), shrink, levels)
         rest = [argument.float() if isinstance(argument, Tensor) else argument for argument in args[2:]]

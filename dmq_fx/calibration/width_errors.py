@@ -70,5 +70,5 @@ class WidthErrors:
             delta = delta if gamma is None else delta / along_inputs(gamma, delta)
             return call_site(self.program, planned, (x, delta, *([None] if rest else []), *rest[1:]))
         gamma = self.program.input_scale(planned)
-        rounded = self.inputs.rounded_input(planned, x, slot, torch.ones(1) if gamma is None else gamma)
+        rounded = self.inputs.rounded_input(planned, x, slot, x.new_ones(1) if gamma is None else gamma)
         return call_site(self.program, planned, (rounded, values, *rest)) - output.float()

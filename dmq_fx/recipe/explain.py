@@ -91,7 +91,8 @@ def _explain(error: ValidationError, tree: Node) -> Iterator[Problem]:
     schema: Any = error.schema
     if "propertyNames" in error.absolute_schema_path:
         name: Any = error.instance
-        yield Problem(node.keys[name], f"{_FORMS[_word(path)]}, got {shorten(name)}")
+        form = _FORMS.get(_word(path), f"a key of {_word(path)} must match {schema['pattern']}")
+        yield Problem(node.keys[name], f"{form}, got {shorten(name)}")
     elif error.validator == "additionalProperties":
         yield from _unknown_keys(node, path, list(schema["properties"]))
     elif error.validator == "required":
