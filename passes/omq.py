@@ -70,7 +70,12 @@ class OmqOptions:
         default="scheme",
         choices=("scheme", "minmax"),
     )
-    samples: int = option("calibration rows that errors are measured on", default=256, minimum=1, maximum=2**20)
+    samples: int = option(
+        "calibration rows that errors are measured on, drawn at random, in whole batches",
+        default=256,
+        minimum=1,
+        maximum=2**20,
+    )
     batch: int = option("rows of a forward, of mixed timesteps", default=32, minimum=1, maximum=4096)
 
 

@@ -54,7 +54,8 @@ class Limit:
 def allocate_bits(layers: Sequence[Layer], limits: Sequence[Limit]) -> tuple[int, ...]:
     """Bits of every layer: those of the least total error whose costs are within all limits, exactly.
 
-    Raises RecipeError if no choice is.
+    A budget that the cheapest choice fills to less than the solver's tolerance is filled up layer by layer. Raises
+    RecipeError if no choice is within the limits.
     """
     for limit in limits:
         least = limit.fixed + sum(min(layer.costs[limit.name]) for layer in layers)
@@ -72,11 +73,30 @@ def allocate_bits(layers: Sequence[Layer], limits: Sequence[Limit]) -> tuple[int
         if all(limit.spent(layers, chosen) <= limit.most for limit in limits):
             return chosen
         slack += TIGHTER
+    if (chosen := _near_the_least(layers, limits)) is not None:
+        return chosen
     names = " and ".join(f"{limit.most / limit.divisor:g} {limit.unit}" for limit in limits)
     raise RecipeError(
         f"no choice of bits is within the budget {names}",
         hint="raise one of them, or give the candidates fewer bits",
     )
+
+
+def _near_the_least(layers: Sequence[Layer], limits: Sequence[Limit]) -> tuple[int, ...] | None:
+    """The cheapest choice by one of the limits, layers then given what saves most and still fits; None if none does."""
+    for limit in limits:
+        cheapest = [layer.costs[limit.name].index(min(layer.costs[limit.name])) for layer in layers]
+        chosen = [layer.bits[place] for layer, place in zip(layers, cheapest, strict=True)]
+        if any(other.spent(layers, chosen) > other.most for other in limits):
+            continue
+        for place, layer in sorted(enumerate(layers), key=lambda entry: min(entry[1].error) - max(entry[1].error)):
+            for bits in sorted(layer.bits, key=lambda width: layer.error[layer.bits.index(width)]):
+                tried = [*chosen[:place], bits, *chosen[place + 1 :]]
+                if all(other.spent(layers, tried) <= other.most for other in limits):
+                    chosen = tried
+                    break
+        return tuple(chosen)
+    return None
 
 
 def _solve(layers: Sequence[Layer], limits: Sequence[Limit], slack: float) -> tuple[int, ...] | None:

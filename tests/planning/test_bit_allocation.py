@@ -78,6 +78,12 @@ def test_a_budget_that_cannot_be_met():
         allocate_bits(found, [Limit("bits", 100.0, "B", fixed=90.0)])
 
 
+@pytest.mark.parametrize(("most", "expected"), [(2e9 + 200, (2, 2)), (2e9 + 300, (2, 3)), (2e9 + 399, (2, 3))])
+def test_a_budget_within_the_solvers_tolerance_of_the_least(most, expected):
+    found = layers([10**9, 100], [(9, 3, 1), (4, 2, 1)])
+    assert allocate_bits(found, [Limit("bits", most, "bits")]) == expected
+
+
 def test_what_is_fixed_counts():
     found = layers([10, 20], [(1, 0.5, 0), (4, 2, 0)])
     assert allocate_bits(found, [Limit("bits", 200.0, "B", fixed=100.0)]) == (2, 4)
