@@ -49,7 +49,7 @@ def sample_command(
     """
     from dmq_fx.images import check_picture, save_grids
     from dmq_fx.pair import open_pair, sample
-    from dmq_fx.sampling import SamplerOptions
+    from dmq_fx.sampling import SamplerOptions, check_conditioning
 
     check_picture(output)
     prompts = all_prompts(prompt, prompts_file)
@@ -66,6 +66,7 @@ def sample_command(
             weights=compare,
             progress=show,
         )
+        check_conditioning(pair.reference, options)
         name = pair.opened.manifest.content["recipe"]["name"]
         if compare:
             from dmq_fx.metrics import compare as compare_models

@@ -32,6 +32,7 @@ class Evaluation:
     where it was not asked for.
     samples: images that these errors are of. quality: metrics of many more, if any were asked for.
     final_mse, final_psnr: of the images (0..1; latents where there is no decoder); PSNR in dB, None if equal.
+    prompts, used in turn, and guidance_scale (None: the pipeline's own): what was asked for beside the noise.
     """
 
     samples: int
@@ -43,11 +44,13 @@ class Evaluation:
     final_mse: float
     final_psnr: float | None
     prediction_mse_same_input: list[float] = field(default_factory=list)
+    prompts: tuple[str, ...] = ()
+    guidance_scale: float | None = None
     quality: Quality | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The object that `dmq eval --json` prints."""
-        values = asdict(replace(self, quality=None))
+        values = asdict(replace(self, quality=None)) | {"prompts": list(self.prompts)}
         return values | {"quality": None if self.quality is None else self.quality.to_json()}
 
 
@@ -110,6 +113,8 @@ def compare(
         trajectory_cosine=means["trajectory_cosine"],
         prediction_mse=means["prediction_mse"],
         prediction_mse_same_input=means.get("prediction_mse_same_input", []),
+        prompts=options.prompts,
+        guidance_scale=options.guidance_scale,
     )
     return evaluation, exact, approximate
 

@@ -34,25 +34,32 @@ def psnr(pairs: Pairs) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def lpips(pairs: Pairs, *, network: str = "alex", device: str | torch.device = "cpu") -> float:
-    """Learned perceptual distance (arXiv:1801.03924), mean over pairs; network: `alex`, `vgg` or `squeeze`.
+def load_lpips(network: str = "alex", device: str | torch.device = "cpu") -> Any:
+    """torchmetrics' LPIPS (arXiv:1801.03924) on `network`: `alex`, `vgg` or `squeeze`.
 
-    Of images as they would be saved, in 8 bits; grey ones are repeated. Raises DmqError where torchvision, which has
-    the networks, is missing, ModelError where their weights cannot be fetched, and DmqError for images that do not
-    pair.
+    Raises DmqError for another network or where torchvision, which has them, is missing, and ModelError where their
+    weights cannot be fetched.
     """
     module = library("torchmetrics.image.lpip", needed_for="LPIPS")
     require_torchvision()
     try:
-        metric = module.LearnedPerceptualImagePatchSimilarity(net_type=network, normalize=True).to(device)
+        return module.LearnedPerceptualImagePatchSimilarity(net_type=network, normalize=True).to(device)
     except ValueError as error:
         raise DmqError(f"LPIPS has no network {network!r}", hint="alex, vgg or squeeze") from error
     except Exception as error:  # whatever torchvision raises where it cannot download
         message = f"LPIPS's weights cannot be fetched: {_first_line(error)}"
         hint = "check the network; torchvision keeps them in torch.hub's cache"
         raise ModelError(message, where=network, hint=hint) from error
+
+
+def lpips(pairs: Pairs, metric: Any) -> float:
+    """Learned perceptual distance by `metric` of `load_lpips`, mean over pairs.
+
+    Of images as they would be saved, in 8 bits; grey ones are repeated. Raises DmqError for images that do not pair.
+    """
+    metric.reset()  # it is used for set after set
     for images, exact in _checked(pairs):
-        a, b = (_colour(to_uint8(side)).to(device).float() / 255 for side in (images, exact))
+        a, b = (_colour(to_uint8(side)).to(metric.device).float() / 255 for side in (images, exact))
         metric.update(a, b)
     return float(metric.compute())
 

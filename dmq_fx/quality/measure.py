@@ -21,7 +21,7 @@ from dmq_fx.environment import package_versions
 from dmq_fx.errors import DmqError
 from dmq_fx.models import LoadedModel
 from dmq_fx.quality.features import FeatureExtractor, load_extractor
-from dmq_fx.quality.image_scores import CLIP_MODEL, clip_score, load_clip, lpips, psnr
+from dmq_fx.quality.image_scores import CLIP_MODEL, clip_score, load_clip, load_lpips, lpips, psnr
 from dmq_fx.quality.libraries import require_library
 from dmq_fx.quality.metric_names import INCEPTION, Metric
 from dmq_fx.quality.reference import reference_name, reference_statistics
@@ -30,6 +30,7 @@ from dmq_fx.quality.scores import NEIGHBOURS, SPLITS, feature_scores
 from dmq_fx.quality.statistics import FeatureStatistics, StatisticsCollector, collect
 from dmq_fx.sampling import Sampler, SamplerOptions
 from dmq_fx.sampling.identity import scheduler_record, surroundings
+from dmq_fx.sampling.image_size import image_size
 
 Progress = Callable[[str, int, int], None]
 PAIRED = 64
@@ -46,7 +47,8 @@ class QualityOptions:
 
     samples: images of a score. repeats: scores of as many sets of images, of seeds that follow each other.
     reference: an image folder, an archive, stored statistics, or `full-precision`; subset: a folder inside.
-    feature_extractor: file of Inception's weights. clip_model: folder or hub id. samples_dir: where images are kept.
+    feature_extractor: file of Inception's weights. clip_model: folder or hub id; None for CLIP_MODEL. samples_dir:
+    where images are kept.
     full_precision: the same scores of full precision, to say what difference counts as one.
     """
 
@@ -56,7 +58,7 @@ class QualityOptions:
     reference: str | Path | None = None
     subset: str | None = None
     feature_extractor: str | Path | None = None
-    clip_model: str = CLIP_MODEL
+    clip_model: str | None = None
     samples_dir: str | Path | None = None
     full_precision: bool = False
 
@@ -171,9 +173,23 @@ def check(options: QualityOptions, sampling: SamplerOptions) -> None:
         raise DmqError("there is no such file or folder", where=str(options.reference), hint="see --reference")
     if options.reference == FULL_PRECISION and options.subset is not None:
         raise DmqError("full precision's own images have no subset", where="--subset", hint="leave it out")
+    if options.reference is None and options.subset is not None:
+        raise DmqError(f"{options.subset!r} is a folder inside of a reference, and there is none", where="--subset")
+    if options.clip_model is not None and not any(metric.needs_prompts for metric in options.metrics):
+        message = f"no metric that was asked for is taken on CLIP, and received {options.clip_model!r}"
+        raise DmqError(message, where="--clip-model", hint="leave it out, or ask for `clip`")
     if options.feature_extractor is not None and INCEPTION not in options.extractors:
         hint = "leave it out: the embedded classifiers bring their weights"
         raise DmqError("no metric that was asked for is taken on Inception", where="--feature-extractor", hint=hint)
+
+
+def _check_reference(metric: Metric, reference: FeatureStatistics) -> None:
+    """Raise DmqError for a reference of fewer images than the metric needs."""
+    needed = FEWEST.get(metric.kind, 2)
+    found = len(reference.features) if metric.kind in ("precision", "recall") else reference.count
+    if found < needed:
+        message = f"{metric.name!r} needs {needed} images or more, and the reference has {found}"
+        raise DmqError(message, where=reference.source)
 
 
 def _by_metric(repeats: Sequence[Mapping[str, float | None]]) -> dict[str, Score]:
@@ -198,8 +214,10 @@ class _Run:
         sampler = Sampler(self.loaded, self.sampling)
         self._surroundings = {"scheduler": scheduler_record(sampler), **surroundings(self.loaded)}
         if any(metric.needs_prompts for metric in self.options.metrics):
-            load_clip(self.options.clip_model)  # which may not be there: known before anything is sampled
+            load_clip(self._clip_model)  # which may not be there: known before anything is sampled
         path, device = self.options.feature_extractor, self._device()
+        needs_lpips = any(metric.kind == "lpips" for metric in self.options.metrics)
+        self._lpips = load_lpips(device=device) if needs_lpips else None
         self.extractors = {
             name: load_extractor(name, path if name == INCEPTION else None, device) for name in self.options.extractors
         }
@@ -207,6 +225,8 @@ class _Run:
             if metric.needs_reference and metric.extractor not in self.references:
                 assert metric.extractor is not None
                 self.references[metric.extractor] = self._reference(self.extractors[metric.extractor])
+            if metric.needs_reference:
+                _check_reference(metric, self.references[str(metric.extractor)])
 
     def scores(self, denoiser: nn.Module | None, repeat: int) -> dict[str, float | None]:
         """The metrics of a repeat's images; denoiser None: of full precision's, where a pair is of itself."""
@@ -222,10 +242,10 @@ class _Run:
         for metric in wanted:
             if metric.paired and denoiser is not None:
                 pairs = _in_step(self._images(denoiser, repeat), self._images(None, repeat))
-                found[metric.name] = lpips(pairs, device=self._device()) if metric.kind == "lpips" else psnr(pairs)
+                found[metric.name] = lpips(pairs, self._lpips) if metric.kind == "lpips" else psnr(pairs)
             if metric.needs_prompts:
                 images = self._with_prompts(self._images(denoiser, repeat))
-                found[metric.name] = clip_score(images, self.options.clip_model, device=self._device())
+                found[metric.name] = clip_score(images, self._clip_model, device=self._device())
         for name, value in found.items():
             if value is not None and not math.isfinite(value):
                 raise DmqError(f"{name!r} of these samples is {value}", hint="are the samples all alike?")
@@ -254,20 +274,18 @@ class _Run:
         assert options.reference is not None
         self.reference_name = reference_name(options.reference, options.subset)
         return reference_statistics(
-            options.reference, extractor, subset=options.subset, size=self._size(), progress=self.progress
+            options.reference, extractor, subset=options.subset, size=image_size(self.loaded), progress=self.progress
         )
-
-    def _size(self) -> tuple[int, int] | None:
-        """Of the pipeline's images, if it says so: a denoiser of pixels does."""
-        size = self.loaded.config.get("sample_size")
-        plain = set(getattr(self.loaded.pipeline, "components", {})) == {"unet", "scheduler"}
-        return (int(size), int(size)) if plain and isinstance(size, int) else None
 
     def _with_prompts(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, list[str]]]:
         prompts, done = self.sampling.prompts, 0
         for images in batches:
             yield images, [prompts[k % len(prompts)] for k in range(done, done + len(images))]
             done += len(images)
+
+    @property
+    def _clip_model(self) -> str:
+        return self.options.clip_model or CLIP_MODEL
 
     def _device(self) -> str:
         return str(next(iter(self.loaded.denoiser.parameters())).device)

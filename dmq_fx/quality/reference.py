@@ -52,7 +52,9 @@ def reference_statistics(
         if size is not None and extractor.size is None and found.size != size:
             made = "their own size" if found.size is None else f"{found.size[0]}x{found.size[1]}"
             message = f"the statistics are of images at {made}, and the model's are of {size[0]}x{size[1]}"
-            raise DmqError(message, where=str(path), hint=f"make them again with --size {size[0]}")
+            square = size[0] == size[1]
+            hint = f"make them again with --size {size[0]}" if square else "give the images themselves"
+            raise DmqError(message, where=str(path), hint=hint)
         return found
     if extractor.size is not None:
         size = (extractor.size, extractor.size)

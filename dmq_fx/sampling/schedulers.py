@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dmq_fx.errors import CalibrationError
+from dmq_fx.errors import CalibrationError, DmqError, did_you_mean
 
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+PIPELINE = "pipeline"
+"""The name of the pipeline's own."""
 
 CLASSES = {
     "ddim": "DDIMScheduler",
@@ -26,9 +29,22 @@ FLOW_MATCHING = (
 """Denoisers that predict a velocity along a straight path: their noise schedule is a flow's."""
 
 
+def check_scheduler(name: str, *, where: str = "scheduler") -> None:
+    """Raise DmqError for a name that is no scheduler's, with the closest and all known names."""
+    known = (PIPELINE, *CLASSES)
+    if name not in known:
+        listed = f"known: {', '.join(known)}"
+        close = did_you_mean(str(name), known)
+        raise DmqError(f"unknown scheduler {name!r}", where=where, hint=f"{close} {listed}" if close else listed)
+
+
 def make_scheduler(name: str, current: Any) -> Any:
-    """The scheduler called `name` with the noise schedule of `current`; `pipeline` is `current` itself."""
-    if name == "pipeline":
+    """The scheduler called `name` with the noise schedule of `current`; `pipeline` is `current` itself.
+
+    Raises DmqError for an unknown name, and CalibrationError for a scheduler that does not fit the pipeline's.
+    """
+    check_scheduler(name)
+    if name == PIPELINE:
         return current
     import diffusers
 

@@ -148,6 +148,7 @@ def test_eval_json(artifact: Path) -> None:
     assert all(0 < value < 0.05 for value in found["trajectory_mse"])
     assert all(0.95 < value <= 1 for value in found["trajectory_cosine"])
     assert 20 < found["final_psnr"] < 80
+    assert found["prompts"] == [] and found["guidance_scale"] is None
 
 
 def test_eval_with_metrics(artifact: Path, tmp_path: Path) -> None:
@@ -161,18 +162,54 @@ def test_eval_with_metrics(artifact: Path, tmp_path: Path) -> None:
     assert len(found["prediction_mse_same_input"]) == 2
 
 
-def test_sample_writes_where_the_images_are_from(artifact: Path, tmp_path: Path) -> None:
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a house\na tree\n")
+@pytest.fixture
+def prompts(tmp_path: Path) -> tuple[str | Path, ...]:
+    """Options that give three prompts, which are `PROMPTS`."""
+    path = tmp_path / "prompts.txt"
+    path.write_text("a house\na tree\n")
+    return ("--prompt", "a car", "--prompts-file", path, "--guidance-scale", "2.5")
+
+
+PROMPTS = ["a car", "a house", "a tree"]
+
+
+def test_sample_writes_where_the_images_are_from(
+    text_to_image_artifact: Path, tmp_path: Path, prompts: tuple[str | Path, ...]
+) -> None:
     picture = tmp_path / "grid.png"
-    options = ("-n", 2, "--steps", 1, "-o", picture, "--prompt", "a car", "--prompts-file", prompts, "--json")
-    result = dmq("sample", artifact, *options)
+    result = dmq("sample", text_to_image_artifact, "-n", 2, "--steps", 1, "-o", picture, *prompts, "--json")
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["prompts"] == ["a car", "a house", "a tree"]
+    found = json.loads(result.stdout)
+    assert (found["prompts"], found["guidance_scale"]) == (PROMPTS, 2.5)
     with Image.open(picture) as image:
         facts = json.loads(image.text["dmq"])
-    assert facts["recipe"] == "ptq/w8a8" and facts["prompts"] == ["a car", "a house", "a tree"]
+    assert facts["recipe"] == "ptq/w8a8" and facts["prompts"] == PROMPTS
     assert len(facts["digest"]) == 64
+
+
+def test_eval_says_what_prompts_its_images_are_of(
+    text_to_image_artifact: Path, prompts: tuple[str | Path, ...]
+) -> None:
+    """With metrics and without."""
+    for metrics in ((), ("--metrics", "psnr")):
+        result = dmq("eval", text_to_image_artifact, "-n", 2, "--steps", 1, *prompts, *metrics, "--json")
+        assert result.exit_code == 0, result.stderr
+        found = json.loads(result.stdout)
+        assert (found["prompts"], found["guidance_scale"]) == (PROMPTS, 2.5)
+        assert found["quality"] is None if not metrics else found["quality"]["prompts"] == PROMPTS
+
+
+@pytest.mark.parametrize("command", ["sample", "eval"])
+def test_prompts_that_no_image_is_of_are_not_recorded(
+    command: str, artifact: Path, text_to_image_artifact: Path, tmp_path: Path
+) -> None:
+    output = ("-o", tmp_path / "grid.png") if command == "sample" else ()
+    options = ("-n", 1, "--steps", 1, *output)
+    refused = dmq(command, artifact, *options, "--prompt", "a car")
+    assert refused.exit_code == 2 and "takes no prompts, and received 'a car'" in refused.stderr
+    missing = dmq(command, text_to_image_artifact, *options)
+    assert missing.exit_code == 2 and "hint: give --prompt TEXT, or --prompts-file FILE" in missing.stderr
+    assert "recipe" not in missing.stderr and not (tmp_path / "grid.png").exists()
 
 
 def test_reference_statistics(tmp_path: Path) -> None:

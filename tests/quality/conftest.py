@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmq_fx.quality.classifier import ClassifierConfig, SmallResNet
 from dmq_fx.quality.features import FeatureExtractor, load_extractor, to_signed_unit
+from dmq_fx.quality.inception import FidInception
 
 
 def draw_digits(count: int, seed: int) -> Tensor:
@@ -33,6 +38,43 @@ def small_extractor(seed: int, name: str = "mnist", channels: int = 1) -> Featur
     config = ClassifierConfig(name, channels, 32, (8, 16, 24, 32), (0, 1, 1, 1), tuple("0123456789"))
     network = SmallResNet(config).eval()
     return FeatureExtractor(name, network, channels=channels, size=32, prepare=to_signed_unit)
+
+
+class RandomAlexNet(nn.Module):
+    """The layers that LPIPS reads, as torchvision has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        layers: list[nn.Module] = []
+        for inputs, outputs, kernel, stride, padding, pooled in (
+            (3, 64, 11, 4, 2, False),
+            (64, 192, 5, 1, 2, True),
+            (192, 384, 3, 1, 1, True),
+            (384, 256, 3, 1, 1, False),
+            (256, 256, 3, 1, 1, False),
+        ):
+            if pooled:
+                layers.append(nn.MaxPool2d(3, 2))
+            conv = nn.Conv2d(inputs, outputs, kernel, stride, padding)
+            conv.weight.data.normal_(0, (2 / (inputs * kernel**2)) ** 0.5, generator=generator)
+            conv.bias = None
+            layers += [conv, nn.ReLU()]
+        self.features = nn.Sequential(*layers)
+
+
+@pytest.fixture
+def alexnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision with one network, without a download."""
+    vision = ModuleType("torchvision")
+    vision.__spec__ = SimpleNamespace(name="torchvision")  # type: ignore[assignment]
+    vision.models = SimpleNamespace(  # type: ignore[attr-defined]
+        alexnet=lambda weights: RandomAlexNet(), AlexNet_Weights=SimpleNamespace(DEFAULT=None)
+    )
+    for name in ("torchmetrics.image.lpip", "torchmetrics.functional.image.lpips"):
+        module = import_module(name)  # before there is a torchvision of which it would import more
+        monkeypatch.setattr(module, "_TORCHVISION_AVAILABLE", True)
+    monkeypatch.setitem(sys.modules, "torchvision", vision)
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +102,29 @@ def tiny() -> FeatureExtractor:
 def mnist() -> FeatureExtractor:
     """The one that comes with dmq."""
     return load_extractor("mnist")
+
+
+@pytest.fixture(scope="session")
+def inception_state() -> dict[str, Tensor]:
+    """Random weights of FID's Inception, under which activations keep their size through all layers."""
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in FidInception().state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, shape in shapes.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        drawn = torch.randn(shape, generator=generator)
+        if name.endswith(("bn.weight", "running_var")):
+            drawn = 1 + drawn.clamp(-2, 2) / 4
+        elif len(shape) > 1:
+            drawn *= (2 / shape[1:].numel()) ** 0.5
+        tensors[name] = drawn.half()
+    return tensors
+
+
+@pytest.fixture(scope="session")
+def inception_weights(inception_state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save(inception_state, path)
+    return path

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from dmq_fx.errors import DmqError, ModelError
-from dmq_fx.quality.image_scores import clip_score, lpips, psnr
+from dmq_fx.quality.image_scores import clip_score, load_lpips, lpips, psnr
 
 
 def pictures(count: int, size: int = 64, seed: int = 0) -> Tensor:
@@ -37,58 +35,24 @@ def test_images_that_do_not_pair() -> None:
         psnr([])
 
 
-class RandomAlexNet(nn.Module):
-    """The layers that LPIPS reads, as torchvision has them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        layers: list[nn.Module] = []
-        for inputs, outputs, kernel, stride, padding, pooled in (
-            (3, 64, 11, 4, 2, False),
-            (64, 192, 5, 1, 2, True),
-            (192, 384, 3, 1, 1, True),
-            (384, 256, 3, 1, 1, False),
-            (256, 256, 3, 1, 1, False),
-        ):
-            if pooled:
-                layers.append(nn.MaxPool2d(3, 2))
-            conv = nn.Conv2d(inputs, outputs, kernel, stride, padding)
-            conv.weight.data.normal_(0, (2 / (inputs * kernel**2)) ** 0.5, generator=generator)
-            conv.bias = None
-            layers += [conv, nn.ReLU()]
-        self.features = nn.Sequential(*layers)
-
-
-@pytest.fixture
-def alexnet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision with one network, without a download."""
-    vision = ModuleType("torchvision")
-    vision.__spec__ = SimpleNamespace(name="torchvision")  # type: ignore[assignment]
-    vision.models = SimpleNamespace(  # type: ignore[attr-defined]
-        alexnet=lambda weights: RandomAlexNet(), AlexNet_Weights=SimpleNamespace(DEFAULT=None)
-    )
-    monkeypatch.setitem(sys.modules, "torchvision", vision)
-    for module in ("torchmetrics.image.lpip", "torchmetrics.functional.image.lpips"):
-        monkeypatch.setattr(f"{module}._TORCHVISION_AVAILABLE", True)
-
-
 def test_lpips_grows_with_noise(alexnet: None) -> None:
     exact = pictures(4)
     noise = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1))
-    worse = [lpips([((exact + amount * noise).clamp(0, 1), exact)]) for amount in (0, 0.02, 0.1, 0.4)]
+    metric = load_lpips()
+    worse = [lpips([((exact + amount * noise).clamp(0, 1), exact)], metric) for amount in (0, 0.02, 0.1, 0.4)]
     assert worse[0] == 0 and worse == sorted(worse) and worse[-1] > 3 * worse[1] > 0
     far = (exact + 0.1 * noise).clamp(0, 1)
-    assert lpips([(far[:3], exact[:3]), (far[3:], exact[3:])]) == pytest.approx(worse[2], rel=1e-5)
+    assert lpips([(far[:3], exact[:3]), (far[3:], exact[3:])], metric) == pytest.approx(worse[2], rel=1e-5)
 
 
 def test_lpips_reads_grey_and_saved_images(alexnet: None) -> None:
     exact, other = pictures(2)[:, :1], pictures(2, seed=1)[:, :1]
-    repeated = lpips([(other.expand(-1, 3, -1, -1), exact.expand(-1, 3, -1, -1))])
-    assert lpips([(other, exact)]) == repeated
-    assert lpips([((other * 255).round().byte(), exact)]) == repeated
+    metric = load_lpips()
+    repeated = lpips([(other.expand(-1, 3, -1, -1), exact.expand(-1, 3, -1, -1))], metric)
+    assert lpips([(other, exact)], metric) == repeated
+    assert lpips([((other * 255).round().byte(), exact)], metric) == repeated
     with pytest.raises(DmqError, match=r"LPIPS has no network 'resnet'\n  hint: alex, vgg or squeeze"):
-        lpips([(other, exact)], network="resnet")
+        load_lpips("resnet")
 
 
 def test_lpips_whose_weights_cannot_be_fetched(alexnet: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,27 +61,23 @@ def test_lpips_whose_weights_cannot_be_fetched(alexnet: None, monkeypatch: pytes
 
     monkeypatch.setattr(sys.modules["torchvision"].models, "alexnet", unreachable)
     with pytest.raises(ModelError, match="alex: LPIPS's weights cannot be fetched: no route to host"):
-        lpips([(pictures(1), pictures(1))])
+        load_lpips()
 
 
 def test_lpips_says_that_torchvision_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dmq_fx.quality.libraries.find_spec", lambda name: None)
     with pytest.raises(DmqError, match="LPIPS needs torchvision, which is not installed\n  hint: pip install"):
-        lpips([(pictures(1), pictures(1))])
+        load_lpips()
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clip(tmp_path_factory: pytest.TempPathFactory, letters: CLIPTokenizer) -> Path:
     """A CLIP of one layer with random weights, which reads letters."""
     folder = tmp_path_factory.mktemp("clip")
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
+    letters.save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {**tower, "vocab_size": len(words), "max_position_embeddings": 12, "bos_token_id": 0, "eos_token_id": 1}
+    text = {**tower, "vocab_size": len(letters), "max_position_embeddings": 12, "bos_token_id": 0, "eos_token_id": 1}
     config = CLIPConfig(
         text_config={**text, "pad_token_id": 1},
         vision_config={**tower, "image_size": 32, "patch_size": 8},

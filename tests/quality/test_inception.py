@@ -37,34 +37,8 @@ PUBLISHED = {
 
 
 @pytest.fixture(scope="module")
-def state() -> dict[str, Tensor]:
-    """Random weights under which activations keep their size through all layers."""
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in FidInception().state_dict().items()}
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for name, shape in shapes.items():
-        if name.endswith("num_batches_tracked"):
-            continue
-        drawn = torch.randn(shape, generator=generator)
-        if name.endswith(("bn.weight", "running_var")):
-            drawn = 1 + drawn.clamp(-2, 2) / 4
-        elif len(shape) > 1:
-            drawn *= (2 / shape[1:].numel()) ** 0.5
-        tensors[name] = drawn.half()
-    return tensors
-
-
-@pytest.fixture(scope="module")
-def weights(state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    torch.save(state, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def extractor(weights: Path) -> FeatureExtractor:
-    return load_extractor("inception", weights)
+def extractor(inception_weights: Path) -> FeatureExtractor:
+    return load_extractor("inception", inception_weights)
 
 
 def test_names_and_shapes_are_those_of_the_published_weights() -> None:
@@ -76,8 +50,8 @@ def test_names_and_shapes_are_those_of_the_published_weights() -> None:
     assert sum(parameter.numel() for parameter in network.parameters()) == 23_850_960
 
 
-def test_features_are_those_of_the_layers_that_scores_are_defined_on(weights: Path) -> None:
-    network, seen = load_inception(weights), {}
+def test_features_are_those_of_the_layers_that_scores_are_defined_on(inception_weights: Path) -> None:
+    network, seen = load_inception(inception_weights), {}
     for name in ("Mixed_6d.branch1x1", "Mixed_7b", "Mixed_7c"):
         network.get_submodule(name).register_forward_hook(lambda _, i, o, name=name: seen.update({name: (i[0], o)}))
     for name in ("Mixed_7b.branch_pool", "Mixed_7c.branch_pool"):
@@ -113,21 +87,21 @@ def test_extractor_reads_any_size_and_grey(extractor: FeatureExtractor) -> None:
 
 
 def test_weights_are_the_same_whatever_the_file(
-    state: dict[str, Tensor], extractor: FeatureExtractor, tmp_path: Path
+    inception_state: dict[str, Tensor], extractor: FeatureExtractor, tmp_path: Path
 ) -> None:
     """Counters of training batches, which some conversions have, are no weights."""
     path = tmp_path / "weights.safetensors"
-    save_file({**state, "Conv2d_1a_3x3.bn.num_batches_tracked": torch.tensor(7)}, path)
+    save_file({**inception_state, "Conv2d_1a_3x3.bn.num_batches_tracked": torch.tensor(7)}, path)
     assert load_extractor("inception", path).digest == extractor.digest
 
 
 def test_the_hubs_cache_is_used(
-    weights: Path, extractor: FeatureExtractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    inception_weights: Path, extractor: FeatureExtractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cached = tmp_path / "hub" / "checkpoints" / FILE_NAME
     cached.parent.mkdir(parents=True)
-    cached.symlink_to(weights)
+    cached.symlink_to(inception_weights)
     assert load_extractor("inception").digest == extractor.digest
     assert capsys.readouterr().out == ""
 
@@ -148,13 +122,13 @@ class NoTensor:
     """What a pickle could build by running code."""
 
 
-def test_files_that_are_no_such_weights(state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_files_that_are_no_such_weights(inception_state: dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     with pytest.raises(ModelError, match="the file does not exist"):
         load_inception(path)
     with pytest.raises(ModelError, match="a file, and this is a folder"):
         load_inception(tmp_path)
-    small = {name: tensor.new_zeros(()).expand(tensor.shape) for name, tensor in state.items()}
+    small = {name: tensor.new_zeros(()).expand(tensor.shape) for name, tensor in inception_state.items()}
     torch.save({**small, "fc.bias": torch.zeros(1000)}, path)
     with pytest.raises(ModelError, match=r"fc.bias has shape \[1000\], and FID's Inception-v3 has \[1008\]"):
         load_inception(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dmq_fx.artifact.tensors import load_tensors
-from dmq_fx.errors import ArtifactError, DmqError
+from dmq_fx.errors import ArtifactError, DmqError, ModelError
 from dmq_fx.evaluation import evaluate
 from dmq_fx.models import LoadedModel, load_model
 from dmq_fx.pair import open_pair
 from dmq_fx.quality import measure
-from dmq_fx.quality.features import FeatureExtractor, to_signed_unit, to_uint8
+from dmq_fx.quality.features import FeatureExtractor, load_extractor, to_signed_unit, to_uint8
 from dmq_fx.quality.measure import Score
+from dmq_fx.quality.reference import image_batches
 from dmq_fx.quality.samples import IDENTITY, SampleStore, image_stream
 from dmq_fx.sampling import Sampler, SamplerOptions
 
@@ -157,6 +159,75 @@ def test_a_folder_of_images_as_reference(artifact: Path, read: FeatureExtractor,
     assert quality.scores["precision-cifar10"].mean == 1.0
 
 
+def save_noise(folder: Path, count: int, size: tuple[int, int] = (16, 16)) -> Path:
+    """A folder of images in colour; size: (width, height)."""
+    folder.mkdir()
+    for index in range(count):
+        channels = [Image.effect_noise(size, 20 + 9 * index) for _ in range(3)]
+        Image.merge("RGB", channels).save(folder / f"{index}.png")
+    return folder
+
+
+def test_weights_of_lpips_are_there_before_anything_is_sampled(
+    artifact: Path, tmp_path: Path, alexnet: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(weights: None) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(sys.modules["torchvision"].models, "alexnet", unreachable)
+    with pytest.raises(ModelError, match="LPIPS's weights cannot be fetched: no route to host"):
+        evaluate(artifact, metrics="psnr,lpips", samples=2, steps=1, samples_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reference_of_too_few_images_is_refused_before_anything_is_sampled(
+    artifact: Path, read: FeatureExtractor, tmp_path: Path
+) -> None:
+    folder, kept = save_noise(tmp_path / "images", 4), tmp_path / "kept"
+    with pytest.raises(DmqError, match=r"^images: 'recall-cifar10' needs 5 images or more, and the reference has 4"):
+        evaluate(artifact, metrics="fd-cifar10,recall-cifar10", reference=folder, samples=8, samples_dir=kept)
+    assert not kept.exists()
+
+
+def test_a_reference_is_brought_to_the_size_that_latents_decode_to(
+    text_to_image_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under an extractor of any size, such as Inception."""
+    sizes: set[tuple[int, ...]] = set()
+
+    def prepare(images: Tensor) -> Tensor:
+        sizes.add(tuple(images.shape[2:]))
+        return to_signed_unit(images)
+
+    extractor = FeatureExtractor("cifar10", Network(), channels=3, size=None, prepare=prepare)
+    monkeypatch.setattr(measure, "load_extractor", lambda name, path, device: extractor)
+    folder = save_noise(tmp_path / "images", 3, (40, 20))
+    options: dict[str, Any] = {"samples": 2, "steps": 1, "prompts": ["a cat"]}
+    quality = evaluate(text_to_image_artifact, metrics="fd-cifar10", reference=folder, **options).quality
+    assert quality is not None and quality.reference_images == {"cifar10": 3} and sizes == {(16, 16)}
+
+
+@pytest.mark.slow
+def test_metrics_on_inception(artifact: Path, inception_weights: Path, tmp_path: Path) -> None:
+    """With random weights, against the formula on low-rank covariances: tr (C C')^(1/2) is a nuclear norm."""
+    folder, kept = save_noise(tmp_path / "images", 5), tmp_path / "kept"
+    names = ("fid", "precision", "recall")
+    options: dict[str, Any] = {"reference": folder, "feature_extractor": inception_weights, "samples_dir": kept}
+    quality = evaluate(artifact, metrics=names, samples=6, steps=1, **options).quality
+    assert quality is not None and tuple(quality.scores) == names and quality.reference_images == {"inception": 5}
+    extractor = load_extractor("inception", inception_weights)
+    assert quality.extractors == {"inception": extractor.digest}
+    (store,) = kept.iterdir()
+    sampled = load_tensors(store / "images-0000000.safetensors")["images"]
+    real = next(image_batches(folder, channels=3))
+    ours, theirs = (extractor(images).pooled.double() for images in (sampled, real))
+    a, b = ((rows - rows.mean(0)) / (len(rows) - 1) ** 0.5 for rows in (ours, theirs))
+    means = (ours.mean(0) - theirs.mean(0)).square().sum()
+    expected = means + a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()
+    assert quality.scores["fid"].mean == pytest.approx(float(expected), rel=1e-4)
+    assert all(quality.scores[name].mean in [k / 30 for k in range(31)] for name in ("precision", "recall"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -165,15 +236,34 @@ def test_a_folder_of_images_as_reference(artifact: Path, read: FeatureExtractor,
         ({"metrics": "clip"}, "'clip' needs prompts"),
         ({"metrics": "psnr", "reference": "full-precision"}, "no metric that was asked for compares"),
         ({"reference": "x"}, "a reference is for metrics"),
-        ({"repeats": 2}, "are for metrics"),
+        ({"repeats": 2}, "--repeats: repeats are for metrics"),
+        ({"clip_model": "folder"}, "--clip-model: a CLIP model is for metrics"),
+        ({"full_precision": True}, "--full-precision: full precision's scores are for metrics"),
+        ({"samples_dir": "kept"}, "--samples-dir: kept images are for metrics"),
         ({"metrics": "is-mnist", "samples": 19}, "'is-mnist' needs 20 images or more, not 19"),
         ({"metrics": "lpips"}, "LPIPS needs torchvision"),
         ({"metrics": "fd-mnist", "reference": "full-precision", "subset": "test"}, "have no subset"),
         ({"metrics": "fid", "reference": "gone.zip"}, "gone.zip: there is no such file"),
         ({"metrics": "is-mnist", "feature_extractor": "w.pth"}, "no metric that was asked for is taken on Inception"),
+        (
+            {"metrics": "psnr", "subset": "test"},
+            "--subset: 'test' is a folder inside of a reference, and there is none",
+        ),
+        ({"metrics": "psnr", "clip_model": "folder"}, "--clip-model: no metric that was asked for is taken on CLIP"),
+        ({"scheduler": "heun"}, "scheduler: unknown scheduler 'heun'\n  hint: known: pipeline, ddim, "),
+        ({"scheduler": "dpmsolver"}, "unknown scheduler 'dpmsolver'\n  hint: did you mean 'dpmsolver\\+\\+'"),
+        ({"samples": 0}, "--samples: samples is 0, and has to be a whole number, 1 or more"),
+        ({"batch": 0}, "--batch: batch is 0, and has to be"),
+        ({"repeats": 0, "metrics": "psnr"}, "--repeats: repeats is 0, and has to be"),
+        ({"steps": -1}, "--steps: steps is -1, and has to be"),
+        ({"samples": 2.5}, "samples is 2.5, and has to be a whole number"),
+        ({"prompts": "a cat"}, "prompts are a list of texts, and received 'a cat'"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_loaded(options: dict[str, Any], message: str) -> None:
+def test_what_cannot_work_is_said_before_anything_is_loaded(
+    options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dmq_fx.quality.libraries.find_spec", lambda name: None)  # whether torchvision is there or not
     with pytest.raises(DmqError, match=message):
         evaluate("no-such-artifact", **options)
 

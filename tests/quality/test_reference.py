@@ -265,3 +265,5 @@ def test_stored_statistics_are_of_images_of_one_size(tmp_path: Path, make_extrac
     assert reference_statistics(tmp_path / "stored.safetensors", extractor, size=(32, 32)).count == 3
     with pytest.raises(DmqError, match="of images at 32x32, and the model's are of 64x64"):
         reference_statistics(tmp_path / "stored.safetensors", extractor, size=(64, 64))
+    with pytest.raises(DmqError, match="the model's are of 32x48\n  hint: give the images themselves"):
+        reference_statistics(tmp_path / "stored.safetensors", extractor, size=(32, 48))
