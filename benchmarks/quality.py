@@ -30,7 +30,6 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", help="of the library; all of them if left out")
     parser.add_argument("--budget", default="quick", choices=("quick", "standard", "full"))
     parser.add_argument("--figure", type=Path, help="grids side by side, same noise")
-    parser.add_argument("--repeats", type=int, default=2, help="sets of noise of full precision")
     parser.add_argument("--shown", nargs="+", default=list(SHOWN), help="recipes in the picture")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
@@ -59,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=100_000, help="first image; the recipes' own calibration begins at 0"
     )
+    parser.add_argument("--repeats", type=int, default=2, help="sets of noise of full precision")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="images by torch.compile: half the time on a CPU")
     parser.add_argument("--backend", help="what artifacts run on, such as x86_int8; fake quantization if left out")
@@ -117,8 +117,7 @@ def measure(args: argparse.Namespace, recipe: str | None) -> dict[str, Any]:
             identity["compiled"] = COMPILED
             loaded = replace(loaded, denoiser=compile_module(loaded.denoiser))
         sampling = SamplerOptions(steps=args.steps, batch=args.batch, seed=args.seed)
-        repeats = setting(args, None)["repeats"]
-        wanted = QualityOptions(parse_metrics(metric_names(args)), args.samples, repeats=repeats, **shared)
+        wanted = QualityOptions(parse_metrics(metric_names(args)), args.samples, repeats=args.repeats, **shared)
         quality = measure_quality(loaded, loaded.denoiser, (identity, identity), sampling, wanted, show)
         return {"scores": {name: list(score.values) for name, score in quality.scores.items()}}
     found = evaluate(

@@ -54,7 +54,7 @@ def setting(args: argparse.Namespace, recipe: str | None) -> dict[str, Any]:
     found |= {"reference": Path(args.reference).name, "metrics": list(metric_names(args))}
     found |= {"reference_sha256": file_digest(args.reference), "extractor": extractor_digest(args.extractor)}
     if recipe is None:
-        found["repeats"] = getattr(args, "repeats", 2)
+        found["repeats"] = args.repeats
     elif args.backend:
         found["backend"] = args.backend
     return found

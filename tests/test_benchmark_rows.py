@@ -35,6 +35,7 @@ def args(tmp_path: Path) -> Namespace:
         samples=10,
         steps=2,
         seed=0,
+        repeats=2,
         device="cpu",
         compile=False,
         budget="quick",

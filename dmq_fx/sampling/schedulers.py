@@ -29,13 +29,13 @@ FLOW_MATCHING = (
 """Denoisers that predict a velocity along a straight path: their noise schedule is a flow's."""
 
 
-def check_scheduler(name: str, *, where: str = "scheduler") -> None:
+def check_scheduler(name: str) -> None:
     """Raise DmqError for a name that is no scheduler's, with the closest and all known names."""
     known = (PIPELINE, *CLASSES)
     if name not in known:
         listed = f"known: {', '.join(known)}"
         close = did_you_mean(str(name), known)
-        raise DmqError(f"unknown scheduler {name!r}", where=where, hint=f"{close} {listed}" if close else listed)
+        raise DmqError(f"unknown scheduler {name!r}", where="scheduler", hint=f"{close} {listed}" if close else listed)
 
 
 def make_scheduler(name: str, current: Any) -> Any:
