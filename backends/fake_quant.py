@@ -26,6 +26,10 @@ class FakeQuant:
         return {planned.name: floating[planned.quantized] for planned in program.plan.sites}
 
     @staticmethod
+    def check(dtype: torch.dtype) -> None:
+        """It runs everywhere."""
+
+    @staticmethod
     def lower(program: Program, options: LoweringOptions) -> nn.Module:
         if options.device.type == "cuda" and not torch.cuda.is_available():
             raise BackendError("no CUDA device is available", hint="use --device cpu")

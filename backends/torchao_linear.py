@@ -46,6 +46,10 @@ class TorchaoLinear:
         return torchao_kernels(program)
 
     @staticmethod
+    def check(dtype: torch.dtype) -> None:
+        """What a machine must have depends on the kernels that sites get: `lower` says it."""
+
+    @staticmethod
     def lower(program: Program, options: LoweringOptions) -> nn.Module:
         expected = torchao_kernels(program)
         _check(options, expected)

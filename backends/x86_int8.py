@@ -8,6 +8,7 @@ compiler and without what makes integers: both are imported where they are neede
 from __future__ import annotations
 
 import platform
+import secrets
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -50,20 +51,25 @@ class X86Int8:
         return int8_kernels(program)
 
     @staticmethod
+    def check(dtype: torch.dtype) -> None:
+        check_cpu(torch.device("cpu"))
+        _check_model(dtype)
+
+    @staticmethod
     def lower(program: Program, options: LoweringOptions) -> nn.Module:
         from dmq_fx.lowering.fold import fold_packed_weights
         from dmq_fx.lowering.rewrite import a_timestep, rewrite
+        from dmq_fx.lowering.time_part import reads_timestep
 
         check_cpu(options.device)
         dtype = _dtype(options)
-        if any(x.dtype in (torch.float16, torch.bfloat16) for x in program.traced.example):
-            raise BackendError(
-                f"{NAME} takes artifacts of float32 models", hint="compile the recipe again without --dtype"
-            )
+        for example in program.traced.example:
+            _check_model(example.dtype)
         parts = rewrite(program, dtype)
+        reads = reads_timestep(parts.body, program.traced)
         _hand_over(program, parts)
         if not options.compile:
-            return LoweredModule(program.traced, fold_packed_weights(parts.body), parts.time)
+            return LoweredModule(program.traced, fold_packed_weights(parts.body), parts.time, reads_timestep=reads)
         known = {float(t): parts.time(t) for t in _calibrated(program)} if parts.time is not None else {}
         extra = parts.time(a_timestep(program, example_inputs(program.traced))) if parts.time is not None else ()
         cache = PackageCache()
@@ -73,7 +79,7 @@ class X86Int8:
             options.progress("compiling native code for this CPU", 0, 0)
             folder = cache.put(key, lambda path: _write(path, program, parts, extra, known))
         code, known, _ = load_package(folder)
-        return LoweredModule(program.traced, code, parts.time, known)
+        return LoweredModule(program.traced, code, parts.time, known, reads_timestep=reads)
 
     @staticmethod
     def kept(options: LoweringOptions, reload: Callable[[], Program]) -> Kept | None:
@@ -86,7 +92,8 @@ class X86Int8:
             return None
         code, known, call = load_package(folder)
         time = _time_part_of(reload, dtype) if call["time_part"] else None
-        return Kept(LoweredModule(rebuild_call(call), code, time, known), call)
+        lowered = LoweredModule(rebuild_call(call), code, time, known, reads_timestep=call["reads_timestep"])
+        return Kept(lowered, call)
 
     @staticmethod
     def site_errors(fake: Program, program: Program, inputs: Sequence[Tensor]) -> dict[str, float]:
@@ -148,6 +155,11 @@ def check_cpu(device: torch.device) -> None:
         )
 
 
+def _check_model(dtype: torch.dtype) -> None:
+    if dtype in (torch.float16, torch.bfloat16):
+        raise BackendError(f"{NAME} takes artifacts of float32 models", hint="compile the recipe without --dtype")
+
+
 def default_dtype() -> torch.dtype:
     """bfloat16 on CPUs that multiply it fast."""
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -172,7 +184,8 @@ def _dtype(options: LoweringOptions) -> torch.dtype:
 
 
 def _key(options: LoweringOptions, dtype: torch.dtype) -> str:
-    return package_key(options.digest, NAME, dtype=str(dtype))
+    """A program that is no artifact has nothing to be found again by: its code is its own."""
+    return package_key(options.digest or secrets.token_hex(16), NAME, dtype=str(dtype))
 
 
 BACKENDS.register(NAME)(X86Int8())

@@ -27,14 +27,9 @@ from dmq_fx.artifact.folder import load_program
 from dmq_fx.artifact.opened import Opened, open_artifact
 from dmq_fx.backends.x86_int8 import default_dtype
 from dmq_fx.lowering import native
-from dmq_fx.lowering.attention import decompose_attention
-from dmq_fx.lowering.bfloat16 import to_bfloat16
-from dmq_fx.lowering.group_norm import decompose_group_norms
-from dmq_fx.lowering.int8_sites import lower_sites
-from dmq_fx.lowering.kernels import int8_kernels
-from dmq_fx.lowering.time_part import TimePart, split_time_part
+from dmq_fx.lowering.rewrite import rewrite
+from dmq_fx.lowering.time_part import TimePart
 from dmq_fx.program import Program
-from dmq_fx.tracing import retarget
 
 
 @dataclass(frozen=True)
@@ -67,17 +62,8 @@ VARIANTS = (
 
 def lowered(program: Program, variant: Variant) -> TimePart:
     """The program's graph in two parts, with the rewrites of a variant."""
-    retarget(program.graph_module, "cpu")
-    lower_sites(program, int8_kernels(program))
-    parts = split_time_part(program.graph_module, program.traced)
-    if variant.group_norms:
-        decompose_group_norms(parts.body, centered=not variant.bfloat16)
-    if variant.attention:
-        decompose_attention(parts.body)
-    if variant.bfloat16:
-        example = native.example_inputs(program.traced)
-        to_bfloat16(parts.body, (*example, *in_time(program, parts)(example)))
-    return parts
+    dtype = torch.bfloat16 if variant.bfloat16 else torch.float32
+    return rewrite(program, dtype, group_norms=variant.group_norms, attention=variant.attention)
 
 
 def in_time(program: Program, parts: TimePart) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:

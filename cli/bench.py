@@ -43,7 +43,9 @@ def bench_command(
     from dmq_fx.artifact.opened import open_artifact
     from dmq_fx.bench import REFERENCES, bench
     from dmq_fx.models import load_model
+    from dmq_fx.options import parse_device
 
+    parse_device(device)
     names = [name.strip() for name in backends.split(",") if name.strip()]
     batches = _batches(batch)
     with progress(enabled=not json) as show:

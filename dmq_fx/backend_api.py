@@ -60,6 +60,13 @@ class Backend(Protocol):
         """
         ...
 
+    def check(self, dtype: torch.dtype) -> None:
+        """Raise BackendError where this machine cannot run the backend, or not for a model of this type.
+
+        Asked before a compile whose artifact the backend is to run.
+        """
+        ...
+
     def lower(self, program: Program, options: LoweringOptions) -> nn.Module:
         """A module that takes the graph's flat inputs and returns its outputs; raises BackendError if it cannot.
 

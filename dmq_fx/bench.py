@@ -20,6 +20,7 @@ from dmq_fx.errors import BackendError, DmqError
 from dmq_fx.loading import load_opened
 from dmq_fx.lowering.native import quiet_compiler
 from dmq_fx.models import LoadedModel
+from dmq_fx.options import parse_device
 from dmq_fx.tracing import rebuild_inputs, repeat_inputs
 
 REFERENCES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -72,11 +73,12 @@ def bench(
     Raises DmqError for an unknown variant, BackendError for a backend that cannot run here.
     """
     opened = open_artifact(path)
+    if not variants:
+        raise DmqError("nothing to time", where="--backends", hint=f"known: {_known()}")
     unknown = [name for name in variants if name not in REFERENCES and name not in BACKENDS.names()]
     if unknown:
-        known = ", ".join((*BACKENDS.names(), *REFERENCES))
-        raise DmqError(f"nothing called {unknown[0]!r} can be timed", where="--backends", hint=f"known: {known}")
-    place = torch.device(device)
+        raise DmqError(f"nothing called {unknown[0]!r} can be timed", where="--backends", hint=f"known: {_known()}")
+    place = parse_device(device)
     timings: list[Timing] = []
     models: dict[str, Callable[..., Any]] = {}
     for name in variants:
@@ -87,6 +89,10 @@ def bench(
         timings += _time(calls, batch, rounds, progress)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     return Benchmark(torch.get_num_threads(), rounds, tuple(timings), peak)
+
+
+def _known() -> str:
+    return ", ".join((*BACKENDS.names(), *REFERENCES))
 
 
 def _prepare(
@@ -122,12 +128,14 @@ class _Reference:
 def _cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() and value.dim() > 1 else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(_cast(item, dtype) for item in value)
     return {key: _cast(item, dtype) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _call(model: Any, opened: Opened, batch: int, device: torch.device) -> Callable[[], Any]:
     """One forward on noise of the traced shape, at a calibrated timestep, after two that nobody times."""
-    inputs = noise_inputs(opened, batch)
+    inputs = noise_inputs(opened, batch, device)
 
     def run() -> Any:
         with torch.no_grad(), torch._inductor.config.patch(freezing=True):
@@ -142,27 +150,30 @@ def _call(model: Any, opened: Opened, batch: int, device: torch.device) -> Calla
     return run
 
 
-def noise_inputs(opened: Opened, batch: int) -> dict[str, Any]:
-    """Keyword arguments of a call: noise of the shapes that the artifact was traced with, a calibrated timestep."""
-    described = rebuild_inputs(opened.manifest.content["inputs"], "cpu")
+def noise_inputs(opened: Opened, batch: int, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Keyword arguments of a call: noise of the shapes that the artifact was traced with, a calibrated timestep.
+
+    The same noise on every device.
+    """
+    described = repeat_inputs(rebuild_inputs(opened.manifest.content["inputs"], "cpu"), batch)
+    calibrated = opened.report["timesteps"]
+    step = calibrated[len(calibrated) // 2] if calibrated else 500
     generator = torch.Generator().manual_seed(0)
-    return _filled(repeat_inputs(described, batch), generator, opened.report["timesteps"])
 
-
-def _filled(inputs: dict[str, Any], generator: torch.Generator, timesteps: Sequence[float]) -> dict[str, Any]:
-    """Noise for floats, a calibrated timestep for the timestep."""
-    found: dict[str, Any] = {}
-    for key, value in inputs.items():
+    def filled(key: str, value: Any) -> Any:
         if isinstance(value, dict):
-            found[key] = _filled(value, generator, timesteps)
-        elif key in ("timestep", "timesteps", "t"):
-            step = timesteps[len(timesteps) // 2] if timesteps else 500
-            found[key] = torch.full_like(value, step)
-        elif isinstance(value, Tensor) and value.is_floating_point():
-            found[key] = torch.randn(value.shape, generator=generator).to(value.dtype)
-        else:
-            found[key] = torch.zeros_like(value) if isinstance(value, Tensor) else value
-    return found
+            return {name: filled(name, item) for name, item in value.items()}
+        if isinstance(value, (tuple, list)):
+            return type(value)(filled("", item) for item in value)
+        if not isinstance(value, Tensor):
+            return value
+        if key in ("timestep", "timesteps", "t"):
+            return torch.full_like(value, step).to(device)
+        if value.is_floating_point():
+            return torch.randn(value.shape, generator=generator).to(device, value.dtype)
+        return torch.zeros_like(value).to(device)
+
+    return {key: filled(key, value) for key, value in described.items()}
 
 
 def _time(calls: dict[str, Callable[[], Any]], batch: int, rounds: int, progress: Progress) -> list[Timing]:

@@ -206,7 +206,7 @@ def compile(
     started = time.perf_counter()
     target = check_target(Path(output), overwrite=force)
     resolved = resolve_recipe(recipe, overrides, seed, params=params, library=library)
-    verified_backend(resolved.recipe, verify_backend)
+    verified = verified_backend(resolved.recipe, verify_backend)
     if locked is not None and not resolved.conditional:
         check_locked(resolved, Path(locked), pass_options())
     progress("loading the model", 0, 0)
@@ -217,9 +217,11 @@ def compile(
         raise ModelError("this model has no weights", where=loaded.origin, hint="`dmq plan` needs none; compile does")
     if resolved.conditional:
         resolved = resolve_recipe(recipe, overrides, seed, params=params, model=model_facts(loaded), library=library)
-        verified_backend(resolved.recipe, verify_backend)
+        verified = verified_backend(resolved.recipe, verify_backend)
         if locked is not None:
             check_locked(resolved, Path(locked), pass_options())
+    if verified is not None:
+        BACKENDS.get(verified).check(getattr(torch, computed))
     progress("tracing", 0, 0)
     traced = trace(loaded.denoiser, inputs, dynamic_size=dynamic_size)
     made = make_plan(resolved.recipe, find_sites(traced), traced)

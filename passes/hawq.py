@@ -127,6 +127,12 @@ class Hawq:
             if planned.site.weight in targets
         }
 
+    @staticmethod
+    def foresee(program: Program, options: HawqOptions) -> None:
+        """The most bits that every site may get."""
+        for name, planned in _targets(program.plan, options)[0].items():
+            program.allocate(name, torch.full((planned.site.shape[0],), max(options.candidates)))
+
 
 def _widths(options: HawqOptions) -> tuple[int, ...]:
     return tuple(sorted(set(options.candidates)))

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import fx
 
 from dmq_fx.errors import BackendError
 from dmq_fx.planning import PlannedSite
-from dmq_fx.program.graph_tools import nodes_by_name
+from dmq_fx.program.graph_tools import call_arguments, nodes_by_name
 from dmq_fx.program.program import Activation, Program
 from dmq_fx.program.scaling import INT8, fits_shifted, largest_shift, sites_of
 
@@ -42,22 +43,25 @@ def int8_kernels(program: Program) -> dict[str, Kernel]:
     integers, weights whose integers fit int8 without their zero point, with a scale for every output channel at most.
     """
     nodes = nodes_by_name(program.traced.graph)
-    return {p.name: _int8_kernel(program, p, nodes[p.site.node].target) for p in program.plan.sites}
+    return {p.name: _int8_kernel(program, p, nodes[p.site.node]) for p in program.plan.sites}
 
 
-def _int8_kernel(program: Program, planned: PlannedSite, target: object) -> Kernel:
-    reason = _why_not(program, planned, target)
-    return Kernel(None, reason) if reason else Kernel(KERNELS[target])  # type: ignore[index]
+def _int8_kernel(program: Program, planned: PlannedSite, node: fx.Node) -> Kernel:
+    reason = _why_not(program, planned, node)
+    return Kernel(None, reason) if reason else Kernel(KERNELS[node.target])  # type: ignore[index]
 
 
-def _why_not(program: Program, planned: PlannedSite, target: object) -> str:
-    weight, spec = planned.weight, planned.activation
+def _why_not(program: Program, planned: PlannedSite, node: fx.Node) -> str:
+    weight, spec, target = planned.weight, planned.activation, node.target
     if weight is None and spec is None:
         return "full precision"
     if planned.site.weight is None:
         return "a product of two activations: its quantized inputs meet in floating point"
     if target not in KERNELS:
         return f"there is no int8 kernel for {target}"
+    bias = call_arguments(node).get("bias")
+    if target is not aten.linear.default and isinstance(bias, fx.Node) and bias.op != "get_attr":
+        return "its bias is computed, and would take the activation's zero point up"
     if spec is None:
         return "its activations are in full precision"
     if weight is None:

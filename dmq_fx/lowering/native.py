@@ -34,6 +34,7 @@ A norm reads an image, its statistics and its parameters: with Inductor's own li
 and read again before the quantize node behind it."""
 
 OfTimestep = dict[float, tuple[Tensor, Tensor]]
+_FAULT = "this is a fault of the compiler or of dmq, please report it; --no-compile does without"
 
 
 def example_inputs(traced: TracedModel, batch: int = 2) -> tuple[Tensor, ...]:
@@ -67,11 +68,13 @@ def write_package(
     body: changed in place (`hide_from_patterns`). extra: inputs of the body beyond the graph's own.
     settings: of Inductor. Raises BackendError if compiling fails.
     """
+    from dmq_fx.lowering.time_part import reads_timestep
     from dmq_fx.lowering.without_kernel import hide_from_patterns
 
+    call = {**describe_call(traced), "time_part": bool(extra), "reads_timestep": reads_timestep(body, traced)}
     hide_from_patterns(body)
     try:
-        with quiet_compiler(), torch.no_grad(), keep_constants() as constants:
+        with quiet_compiler(), torch.no_grad(), keep_constants() as constants, sums_in_memory_of_their_own():
             exported = torch.export.export(
                 body, (*example_inputs(traced), *extra), dynamic_shapes=_dynamic(traced, len(extra)), strict=False
             )
@@ -85,7 +88,6 @@ def write_package(
             hint="a C++ compiler is needed; without one: --no-compile",
         ) from error
     _save_known(folder / TIMES, known)
-    call = {**describe_call(traced), "time_part": bool(extra)}
     (folder / CALL).write_text(canonical_json(call) + "\n")
 
 
@@ -93,16 +95,20 @@ def require_agreement(folder: Path, body: Callable[..., Any], inputs: tuple[Tens
     """Run a package beside the graph that it was compiled from; raises BackendError where it computes something else.
 
     inputs: of `body`, all of them. One rounding that falls the other way moves integers after it, so a good package is
-    some hundredths away; one that a compiler's mistake is in has nothing to do with the graph.
+    some hundredths away; one that a compiler's mistake is in has nothing to do with the graph. Code that writes into
+    its inputs is refused as well.
     """
+    given = tuple(x.clone() for x in inputs)
     with torch.no_grad():
-        found, expected = load_package(folder)[0](*inputs), body(*inputs)
+        expected, found = body(*inputs), load_package(folder)[0](*given)
+    if not all(torch.equal(x, y) for x, y in zip(inputs, given, strict=True)):
+        raise BackendError("the native code of this artifact changes its inputs", hint=_FAULT)
     for one, other in zip(found, expected, strict=True):
         error = float((one - other).float().norm() / other.float().norm().clamp_min(1e-12))
         if not error < LARGEST_DISAGREEMENT:
             raise BackendError(
                 f"the native code of this artifact does not compute what its graph does: relative error {error:.2g}",
-                hint="this is a fault of the compiler or of dmq, please report it; --no-compile does without",
+                hint=_FAULT,
             )
 
 
@@ -162,6 +168,23 @@ def _save_known(path: Path, known: OfTimestep) -> None:
         "integers": torch.stack(integers) if known else torch.empty(0, 0, dtype=torch.int64),
     }
     save_file(tensors, path)
+
+
+@contextlib.contextmanager
+def sums_in_memory_of_their_own() -> Iterator[None]:
+    """Keeps Inductor from adding a product to its residual where the residual lies; within `keep_constants`.
+
+    It would do so even where that is an input of the graph, which is the caller's, or a view of what is read once more
+    afterwards (torch 2.13, `qlinear_pointwise.binary_tensor` with "sum"). A sum with memory of its own costs the same.
+    """
+    from torch._inductor.fx_passes import mkldnn_fusion
+
+    in_place = mkldnn_fusion._qlinear_binary_can_be_inplace  # type: ignore[attr-defined]
+    mkldnn_fusion._qlinear_binary_can_be_inplace = lambda other: False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        mkldnn_fusion._qlinear_binary_can_be_inplace = in_place  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ import torch
 from dmq_fx.artifact.container import hash_file
 from dmq_fx.artifact.manifest import canonical_json
 from dmq_fx.environment import package_versions
-from dmq_fx.errors import DmqError
+from dmq_fx.errors import BackendError, DmqError
 
 FORMAT = 1
 NOTE = "package.json"
@@ -83,33 +83,57 @@ class PackageCache:
     def get(self, key: str) -> Path | None:
         """The folder of this key if it is there, whole, and nobody else's; a damaged one is removed with a warning."""
         folder = self.root / key
-        if not folder.is_dir():
+        if not os.path.lexists(folder):
             return None
-        problem = _problem(folder)
+        problem = _writable_by_others(self.root) or _problem(folder)
         if problem is None:
-            os.utime(folder)
+            with suppress(OSError):  # a cache that cannot be written to is still read
+                os.utime(folder)
             return folder
+        if not os.path.lexists(folder):  # another process has removed it meanwhile
+            return None
+        if folder.is_symlink():
+            with suppress(OSError):
+                folder.unlink()
         shutil.rmtree(folder, ignore_errors=True)
         warnings.warn(f"compiled again: {problem} ({folder})", stacklevel=2)
         return None
 
     def put(self, key: str, write: Callable[[Path], None]) -> Path:
-        """Have `write` fill a folder, note the hashes of its files, and put it in place; one that is there stays."""
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=self.root))
+        """Have `write` fill a folder, note the hashes of its files, and put it in place; one that is there stays.
+
+        Raises BackendError where nothing can be written, or where others can write, too.
+        """
+        partial = self._partial()
         try:
             write(partial)
             hashes = {path.name: hash_file(path).sha256 for path in sorted(partial.iterdir())}
             (partial / NOTE).write_text(canonical_json({"files": hashes}) + "\n")
             target = self.root / key
-            if target.exists() and _problem(target) is not None:
-                target = self.root / f"{key}-{secrets.token_hex(8)}"  # what is there was refused, and would not go away
-            if not target.exists():
+            try:
                 partial.rename(target)
+            except OSError:  # there is one already
+                if _problem(target) is not None:  # it was refused, and would not go away
+                    target = self.root / f"{key}-{secrets.token_hex(8)}"
+                    partial.rename(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         self._evict(target)
         return target
+
+    def _partial(self) -> Path:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            problem = _writable_by_others(self.root)
+            if problem is None:
+                return Path(tempfile.mkdtemp(prefix=PARTIAL, dir=self.root))
+        except OSError as error:
+            problem = f"native code cannot be kept: {error.strerror or error}"
+        raise BackendError(
+            problem,
+            where=str(self.root),
+            hint="a folder that you alone can write to is needed; --no-compile does without native code",
+        )
 
     def _evict(self, newest: Path) -> None:
         """Remove packages until the rest is within the limit, but never `newest`.
@@ -133,12 +157,22 @@ class PackageCache:
             total -= size
 
 
-def _problem(folder: Path) -> str | None:
-    """Why the files in a folder should not be loaded; None if they may be."""
+def _writable_by_others(folder: Path) -> str | None:
+    """Why what lies in a folder may not be what this user has put there; None if it must be. Raises OSError."""
     info = folder.stat()
     if hasattr(os, "getuid") and (info.st_uid != os.getuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
         return "others can write to the compiled code"
+    return None
+
+
+def _problem(folder: Path) -> str | None:
+    """Why the files in a folder should not be loaded; None if they may be."""
+    if folder.is_symlink():
+        return "the compiled code is a link to another place"
     try:
+        problem = _writable_by_others(folder)
+        if problem is not None:
+            return problem
         hashes = json.loads((folder / NOTE).read_text("utf-8"))["files"]
         names = {path.name for path in folder.iterdir()} - {NOTE}
         if names != set(hashes) or any(hash_file(folder / name).sha256 != digest for name, digest in hashes.items()):

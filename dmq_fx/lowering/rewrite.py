@@ -17,8 +17,13 @@ from dmq_fx.program import Program
 from dmq_fx.tracing import retarget
 
 
-def rewrite(program: Program, dtype: torch.dtype) -> TimePart:
-    """The program's graph with int8 kernels, split at the timestep; raises BackendError if a site missed its kernel."""
+def rewrite(
+    program: Program, dtype: torch.dtype, *, group_norms: bool = True, attention: bool | None = None
+) -> TimePart:
+    """The program's graph with int8 kernels, split at the timestep; raises BackendError if a site missed its kernel.
+
+    group_norms, attention: write them out in smaller operations; attention in bfloat16 alone if None.
+    """
     retarget(program.graph_module, "cpu")
     expected = int8_kernels(program)
     lower_sites(program, expected)
@@ -26,9 +31,11 @@ def rewrite(program: Program, dtype: torch.dtype) -> TimePart:
     parts = split_time_part(program.graph_module, program.traced)
     graphs = [part.graph for part in (parts.time, parts.body) if part is not None]
     require_kernels(expected, {site: kernel for graph in graphs for site, kernel in reached_kernels(graph).items()})
-    decompose_group_norms(parts.body, centered=dtype != torch.bfloat16)
-    if dtype == torch.bfloat16:
+    if group_norms:
+        decompose_group_norms(parts.body, centered=dtype != torch.bfloat16)
+    if attention if attention is not None else dtype == torch.bfloat16:
         decompose_attention(parts.body)
+    if dtype == torch.bfloat16:
         example = example_inputs(program.traced)
         extra = parts.time(a_timestep(program, example)) if parts.time is not None else ()
         to_bfloat16(parts.body, (*example, *extra))

@@ -252,6 +252,26 @@ def test_packages_of_other_artifacts_and_types_are_others(program: Program, inte
 
 
 @needs_vnni
+def test_programs_that_are_no_artifacts_share_nothing(model: TracedModel, interpreted: list[Any]) -> None:
+    """They have no digest that code could be found again by."""
+    options = LoweringOptions(dtype=torch.float32)
+    for bits in (W8, W4):
+        program = converted(grouped(model, (bits, STATIC)))
+        assert error(outputs(X86Int8.lower(copy_of(program), options)), outputs(program.graph_module)) < 1e-3
+    assert len(interpreted) == 2
+
+
+def test_is_asked_before_a_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in BACKENDS.names():
+        BACKENDS.get(name).check(torch.float32)
+    with pytest.raises(BackendError, match="float32 models"):
+        X86Int8.check(torch.bfloat16)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    with pytest.raises(BackendError, match="needs an x86 CPU with AVX-512 and VNNI"):
+        X86Int8.check(torch.float32)
+
+
+@needs_vnni
 def test_uncalibrated_timesteps_read_the_artifact_once(program: Program, interpreted: list[Any]) -> None:
     options = LoweringOptions(digest="a", dtype=torch.float32)
     lowered = X86Int8.lower(copy_of(program), options)

@@ -15,6 +15,7 @@ from small_programs import (
     Specs,
     converted,
     grouped,
+    inputs,
     lower,
     mix_bits,
     needs_vnni,
@@ -93,6 +94,27 @@ def test_kernel_of_every_operation(layers: TracedModel) -> None:
 def test_reason_of_a_scheme(layers: TracedModel, specs: Specs, reason: str) -> None:
     found = int8_kernels(grouped(layers, specs))
     assert {found[f"layers.{i}"] for i in range(4)} == {Kernel(None, reason)}
+
+
+class ComputedBias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(CHANNELS, CHANNELS, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(CHANNELS))
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        scaled = sample * (1 + timestep // 1000).reshape(-1, 1, 1, 1)
+        return nn.functional.conv2d(scaled, self.weight, self.bias * 2, padding=1)
+
+
+def test_a_bias_that_is_computed() -> None:
+    """The activation's zero point goes into a convolution's bias, which must be there for that."""
+    program = grouped(traced(ComputedBias()), (W8, STATIC))
+    (kernel,) = int8_kernels(program).values()
+    assert kernel == Kernel(None, "its bias is computed, and would take the activation's zero point up")
+    pair = lower(converted(program))
+    for one, other in zip(pair.lowered.graph_module(*inputs(500)), pair.fake.graph_module(*inputs(500)), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

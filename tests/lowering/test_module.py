@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from dmq_fx.errors import BackendError
 from dmq_fx.lowering import module as module_file
 from dmq_fx.lowering.module import LoweredModule
-from dmq_fx.lowering.time_part import TimePart, split_time_part
+from dmq_fx.lowering.time_part import TimePart, reads_timestep, split_time_part
+from dmq_fx.recipe.language import ActivationSpec
 from dmq_fx.tracing import TracedModel, trace
 
 pytestmark = needs_vnni
@@ -136,7 +137,7 @@ def test_number_of_kept_timesteps_is_bounded(
 
 
 def test_fractional_timesteps(model: TracedModel, parts: TimePart) -> None:
-    lowered = LoweredModule(model, parts.body, parts.time)
+    lowered = LoweredModule(model, parts.body, parts.time, reads_timestep=reads_timestep(parts.body, model))
     x, _, condition, positions = call([1, 1])
     found = [lowered(x, torch.full((2,), t), condition, positions)[0] for t in (100.0, 249.5)]
     assert torch.equal(found[0], lowered(x, torch.tensor([100, 100]), condition, positions)[0])
@@ -169,7 +170,7 @@ def test_fractional_timesteps_of_a_graph_of_integers(of: Callable[[Tensor], Tens
         handed.append([x.dtype for x in given])
         return parts.body(*given)
 
-    lowered = LoweredModule(scaled, body, parts.time)
+    lowered = LoweredModule(scaled, body, parts.time, reads_timestep=reads_timestep(parts.body, scaled))
     for timestep in (12, 12.5):
         with torch.no_grad():
             expected = program.graph_module(*inputs(timestep))[0]
@@ -180,6 +181,75 @@ def test_fractional_timesteps_of_a_graph_of_integers(of: Callable[[Tensor], Tens
         else:
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert handed[1:] in ([], handed[:1])
+
+
+class Repeated(nn.Module):
+    """The timestep repeated over rows of an image before anything is made of it: no value of one sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        rows = (timestep.repeat_interleave(SIZE, dim=0).float() / 100).sin()
+        y = self.conv(sample).transpose(1, 2).flatten(0, 1) * rows[:, None, None]
+        return y.unflatten(0, (-1, SIZE)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("activation", [STATIC, BY_TIMESTEP], ids=["static", "by timestep"])
+def test_a_timestep_that_the_body_reads(activation: ActivationSpec) -> None:
+    """It comes in the traced type, as compiled code reads it, and is refused where that changes it."""
+    repeated = traced(Repeated())
+    program = converted(grouped(repeated, (W8, activation)))
+    parts = split_time_part(lower(program).lowered.graph_module, repeated)
+    assert reads_timestep(parts.body, repeated)
+    handed: list[torch.dtype] = []
+
+    def body(*given: Tensor) -> tuple[Tensor, ...]:
+        handed.append(given[1].dtype)
+        return parts.body(*given)
+
+    lowered = LoweredModule(repeated, body, parts.time, reads_timestep=True)
+    x, expected = inputs(12)[0], program.graph_module(*inputs(12))[0]
+    for dtype in (torch.int64, torch.int32, torch.float32, torch.float64):
+        found = lowered(x, torch.full((len(x),), 12, dtype=dtype))[0]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert handed == [torch.int64] * 4
+    with pytest.raises(BackendError, match=r"the timestep 12\.5 is a fraction"):
+        lowered(x, torch.full((len(x),), 12.5))
+
+
+@pytest.mark.parametrize("timestep", [float("nan"), float("inf")])
+def test_a_timestep_that_is_no_number(model: TracedModel, parts: TimePart, timestep: float) -> None:
+    x, _, condition, positions = call([1, 1])
+    with pytest.raises(BackendError, match="not a finite number"):
+        LoweredModule(model, parts.body, parts.time)(x, torch.tensor([1.0, timestep]), condition, positions)
+
+
+def test_no_samples(model: TracedModel, parts: TimePart) -> None:
+    with pytest.raises(BackendError, match="no samples"):
+        LoweredModule(model, parts.body, parts.time)(*call([]))
+
+
+def test_several_rows_for_a_sample_of_several_timesteps() -> None:
+    """Which rows are a sample's is not known: said, not guessed."""
+
+    class Frames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(CHANNELS, CHANNELS, 3)
+
+        def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+            scaled = sample.unflatten(0, (-1, 2)) * (1 + timestep / 1000).reshape(-1, 1, 1, 1, 1)
+            return self.conv(scaled.flatten(0, 1))
+
+    given = {"sample": torch.zeros(4, CHANNELS, SIZE, SIZE), "timestep": torch.tensor([1, 2])}
+    frames = trace(seeded(Frames()), given)
+    lowered = LoweredModule(frames, lower(converted(grouped(frames, (W8, STATIC)))).lowered.graph_module, None)
+    x = inputs(1, 4)[0]
+    assert lowered(x, torch.tensor([7, 7]))[0].shape[0] == 4
+    with pytest.raises(BackendError, match="several rows for a sample"):
+        lowered(x, torch.tensor([7, 8]))
 
 
 def test_gives_a_tuple_without_gradients(model: TracedModel, parts: TimePart) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dmq_fx.errors import BackendError
 from dmq_fx.lowering import packages as packages_file
 from dmq_fx.lowering.native import package_key
 from dmq_fx.lowering.packages import NOTE, PackageCache, machine
@@ -180,6 +181,77 @@ def test_what_another_process_put_there_first_stays(cache: PackageCache) -> None
     folder = cache.put(KEY, late)
     assert (folder / "code.pt2").read_text() == "first"
     assert [path.name for path in cache.root.iterdir()] == [KEY]
+
+
+def test_what_another_process_puts_there_at_the_last_moment_stays(
+    cache: PackageCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def racing(self: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        cache.put(KEY, write("first"))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", racing)
+    folder = cache.put(KEY, write("late"))
+    assert (folder / "code.pt2").read_text() == "first"
+    assert [path.name for path in cache.root.iterdir()] == [KEY]
+
+
+def test_what_another_process_removes_meanwhile_is_not_there(
+    cache: PackageCache, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    cache.put(KEY, write())
+    problem = packages_file._problem
+
+    def gone(folder: Path) -> str | None:
+        shutil.rmtree(folder)
+        return problem(folder)
+
+    monkeypatch.setattr(packages_file, "_problem", gone)
+    assert cache.get(KEY) is None
+    assert not recwarn.list
+
+
+def test_a_cache_that_cannot_be_written_to_is_read(cache: PackageCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = cache.put(KEY, write())
+
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert cache.get(KEY) == folder
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_is_not_followed(cache: PackageCache, tmp_path: Path, there: bool) -> None:
+    elsewhere = PackageCache(tmp_path / "elsewhere").put("1" * 64, write("elsewhere"))
+    cache.put("2" * 64, write())
+    (cache.root / KEY).symlink_to(elsewhere if there else tmp_path / "nowhere")
+    with pytest.warns(UserWarning, match="the compiled code is a link to another place"):
+        assert cache.get(KEY) is None
+    assert (cache.put(KEY, write("own")) / "code.pt2").read_text() == "own"
+    assert (elsewhere / "code.pt2").read_text() == "elsewhere"
+
+
+def test_a_place_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cache = PackageCache(tmp_path / "file" / "packages")
+    assert cache.get(KEY) is None
+    with pytest.raises(BackendError, match="native code cannot be kept") as caught:
+        cache.put(KEY, write())
+    assert "--no-compile" in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners here")
+def test_a_place_that_others_can_write_to_is_refused(cache: PackageCache) -> None:
+    cache.put(KEY, write())
+    cache.root.chmod(0o777)
+    with pytest.warns(UserWarning, match="others can write"):
+        assert cache.get(KEY) is None
+    with pytest.raises(BackendError, match="others can write"):
+        cache.put(KEY, write())
 
 
 def test_keys_differ_by_every_part(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,3 +250,25 @@ def test_architectures(name: str) -> None:
             # products of one row and of several differ in the last bit, and may move an integer
             assert float((found - expected).norm() / expected.norm()) < 2e-2
             assert batch > 1 or torch.equal(found, expected)
+
+
+class OfBatch(nn.Module):
+    """Scales a sample by what is made of the timesteps of all samples."""
+
+    def __init__(self, of: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(CHANNELS, CHANNELS, 3)
+        self.of = of
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        return self.conv(sample * (self.of(timestep.float()) / 1000).reshape(-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("of", [torch.sum, lambda t: t + torch.arange(t.shape[0])], ids=["sum", "row"])
+def test_what_depends_on_the_batch_stays_in_the_body(of: Callable[[Tensor], Tensor]) -> None:
+    model = traced(OfBatch(of))
+    pair = lower(converted(grouped(model, (W8, STATIC))))
+    parts = split(model, pair.lowered.graph_module)
+    for batch in (1, 2, 3):
+        given = inputs(500, batch)
+        torch.testing.assert_close(run(parts, given)[0], pair.lowered.graph_module(*given)[0])

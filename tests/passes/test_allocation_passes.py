@@ -17,6 +17,7 @@ from dmq_fx.artifact.files import TENSORS
 from dmq_fx.artifact.folder import load_program
 from dmq_fx.artifact.opened import open_artifact
 from dmq_fx.artifact.tensors import load_tensors
+from dmq_fx.backend_plan import plan_backend
 from dmq_fx.calibration.store import CalibrationCache
 from dmq_fx.checkpoint import Checkpoint
 from dmq_fx.errors import ArtifactError, RecipeError
@@ -335,3 +336,20 @@ def test_other_selectors(build: Any, name: str) -> None:
     ends = all(found[0] == found.max() and found[-1] == found.min() for found in bits)
     assert ends == (name == "plus")
     assert all(len(found.unique()) == 3 for found in bits)
+
+
+def test_plan_of_a_backend_is_for_the_most_bits_of_hawq(tmp_path: Path, pipeline_folder: Path) -> None:
+    """Asymmetric weights of eight bits have no kernel: a site that may get them has none for certain."""
+
+    def kernels(candidates: str) -> set[str]:
+        recipe = tmp_path / "allocated.yaml"
+        recipe.write_text(RECIPE.format(bits=4, passes=f"  - hawq: {{candidates: {candidates}}}"))
+        found = plan_backend(compiler.resolve_recipe(recipe), str(pipeline_folder), "x86_int8")
+        allocated = [p.name for p in found.plan.sites if "hawq" in p.passes and p.weight and p.activation]
+        assert len(allocated) > 10
+        return {str(found.kernels[name]) for name in allocated}
+
+    assert kernels("[2, 4]") == {"int8 conv2d", "int8 linear"}
+    assert kernels("[4, 8]") == {
+        "none: 8-bit weights less their zero point do not fit int8 (symmetric ones do, and 7 bits)"
+    }
