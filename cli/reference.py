@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,11 +32,14 @@ def reference_command(
 
     Example: [bold]dmq reference mnist.tar.xz --subset test --extractor mnist -o mnist-test.safetensors[/]
     """
+    from dmq_fx.errors import DmqError
     from dmq_fx.quality.features import load_extractor
     from dmq_fx.quality.reference import reference_statistics
     from dmq_fx.quality.statistics import check_statistics_path, save_statistics
 
     check_statistics_path(output)
+    if not Path(images).exists():  # before weights of an extractor are fetched
+        raise DmqError("there is no such file or folder", where=images)
     with progress(enabled=not json) as show:
         found = reference_statistics(
             images,

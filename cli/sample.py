@@ -29,8 +29,14 @@ def sample_command(
     output: Annotated[str, typer.Option("--output", "-o", help="Picture that is written.")] = "grid.png",
     steps: Annotated[int, typer.Option("--steps", min=1, max=1000, help="Sampler steps.")] = 20,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of the first image; image k has seed + k.")
-    ] = 0,
+        int,
+        typer.Option(
+            "--seed",
+            min=0,
+            max=2**31 - 1,
+            help="Seed of the first image; image k has seed + k. Calibration has 0 and on.",
+        ),
+    ] = 10_000,
     compare: Annotated[bool, typer.Option("--compare", help="Full precision beside it, same noise.")] = False,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images a forward.")] = 32,
     prompt: PromptOption = None,

@@ -9,7 +9,6 @@ import typer
 
 from dmq_fx.cli.recipe_options import OfflineOption, ParamOption, open_library
 from dmq_fx.errors import DmqError, RecipeError
-from dmq_fx.pass_api import pass_options
 
 
 def validate(
@@ -23,7 +22,7 @@ def validate(
     Example: dmq validate recipe.yaml ptq/w8a8@^1
     """
     with open_library(offline) as library:
-        given: dict[str, Any] = {"pass_options": pass_options(), "params": param or (), "library": library}
+        given: dict[str, Any] = {"params": param or (), "library": library}
         reports = [_report(reference, given) for reference in recipes]
     if json:
         reports_only = [{key: value for key, value in report.items() if key != "text"} for report in reports]
@@ -38,10 +37,11 @@ def validate(
 def _report(reference: str, given: dict[str, Any]) -> dict[str, Any]:
     """What is known of one recipe. `text` is the form for people."""
     report: dict[str, Any] = {"reference": reference, "ok": False, "name": None, "version": None, "digest": None}
-    from dmq_fx.recipe import problems_of, resolve
+    from dmq_fx.compiler import resolve_recipe
+    from dmq_fx.recipe import problems_of
 
     try:
-        resolved = resolve(reference, **given)
+        resolved = resolve_recipe(reference, **given)
     except DmqError as error:
         found = problems_of(error) if isinstance(error, RecipeError) else (error,)
         errors = [{"where": one.where, "message": one.message, "hint": one.hint} for one in found]

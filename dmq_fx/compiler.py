@@ -36,7 +36,7 @@ from dmq_fx.planning import Plan, make_plan
 from dmq_fx.program import PassContext, Program
 from dmq_fx.recipe import Library, ModelFacts, ResolvedRecipe, lock_document, lock_text, resolve
 from dmq_fx.roles import find_sites
-from dmq_fx.sampling import Sampler, SamplerOptions
+from dmq_fx.sampling import Sampler, SamplerOptions, require_prompts
 from dmq_fx.sharing.library import SharedLibrary
 from dmq_fx.sharing.provenance import check_locked
 from dmq_fx.tracing import TracedModel, graph_fingerprint, trace
@@ -112,7 +112,9 @@ def resolve_recipe(
             library=places,
         )
     check_order(resolved.recipe.passes)
-    BACKENDS.get(resolved.recipe.backend, error=RecipeError, where=f"{recipe}: backend")
+    BACKENDS.get(
+        resolved.recipe.backend, error=RecipeError, where=resolved.recipe.backend_where or f"{recipe}: backend"
+    )
     return resolved
 
 
@@ -226,6 +228,8 @@ def compile(
     traced = trace(loaded.denoiser, inputs, dynamic_size=dynamic_size)
     made = make_plan(resolved.recipe, find_sites(traced), traced)
     check_plan(made, resolved.recipe.passes)
+    if made.needs_calibration or resolved.recipe.passes:
+        require_prompts(loaded.pipeline, resolved.recipe.calibration.prompts)
     identity = fingerprint(loaded.denoiser)
     checkpoint = Checkpoint(target, resume=resume)
     checkpoint.require(recipe=resolved.digest, model=identity, version=package_versions(), device=place.type)

@@ -174,7 +174,14 @@ def _check_target(path: Path, overwrite: bool) -> None:
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         kind = "a symbolic link" if path.is_symlink() else "a file, not a folder"
         raise ArtifactError(f"cannot write an artifact here: it is {kind}", where=str(path), hint="take another path")
-    if not path.exists() or not any(path.iterdir()):
+    if not path.exists():
+        there = next(parent for parent in path.parents if parent.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            what = "cannot be written to" if there.is_dir() else "is a file"
+            message = f"cannot write an artifact here: {there} {what}"
+            raise ArtifactError(message, where=str(path), hint="take another path")
+        return
+    if not any(path.iterdir()):
         return
     if not (path / MANIFEST_NAME).exists():
         raise ArtifactError(

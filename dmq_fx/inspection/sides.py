@@ -49,7 +49,9 @@ def load_sides(a: str, b: str, *, model: str | None = None) -> tuple[Side, Side]
     origins = [found.model["origin"] for found in folders.values()] + [origin for origin in locks.values() if origin]
     wanted = {text: model or locks.get(text) or next(iter(origins), DEFAULT_MODEL) for text in (a, b)}
     first, second = (
-        _artifact(text, folders[text]) if text in folders else _recipe(text, wanted[text], bool(locks[text]))
+        _artifact(text, folders[text])
+        if text in folders
+        else _recipe(text, wanted[text], bool(locks[text]), asked=model is not None)
         for text in (a, b)
     )
     return first, second
@@ -70,7 +72,7 @@ def _artifact(label: str, found: Inspected) -> Side:
     )
 
 
-def _recipe(label: str, model: str, is_lock: bool) -> Side:
+def _recipe(label: str, model: str, is_lock: bool, *, asked: bool) -> Side:
     from dmq_fx.compiler import plan, resolve_recipe
 
     try:
@@ -86,6 +88,8 @@ def _recipe(label: str, model: str, is_lock: bool) -> Side:
     except RecipeError:
         raise
     except DmqError as error:
+        if asked:
+            raise
         return Side(side.label, side.kind, side.document, note=f"{label} was not planned for {model}: {error.message}")
     rows = [{**UNMEASURED, **planned.to_json()} for planned in made.sites]
     steps = resolved.recipe.calibration.steps

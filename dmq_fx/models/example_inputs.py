@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dmq_fx.errors import TraceError
+from dmq_fx.errors import ModelError, TraceError
 from dmq_fx.registry import Registry
 
 Inputs = dict[str, Any]
@@ -87,7 +87,7 @@ def example_inputs(
 
     device, dtype: those of the denoiser's parameters if not given.
     size: height and width of the latents (or pixels); by default what the config says the model was trained on.
-    Raises TraceError for a class that dmq does not know.
+    Raises TraceError for a class that dmq does not know, ModelError for a configuration that makes no inputs.
     """
     from dmq_fx.models import example_inputs_transformer, example_inputs_unet, example_inputs_video  # noqa: F401
 
@@ -101,4 +101,10 @@ def example_inputs(
         )
     parameter = next(denoiser.parameters())
     maker = InputMaker(batch, torch.device(device or parameter.device), dtype or parameter.dtype, size)
-    return EXAMPLE_INPUTS.get(name)(denoiser.config, maker)
+    try:
+        return EXAMPLE_INPUTS.get(name)(denoiser.config, maker)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise ModelError(
+            f"no inputs of {name} follow from its configuration: {error}",
+            hint="check sample_size and the other sizes in its config.json",
+        ) from error

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 from torch import fx
 
-from dmq_fx.errors import RecipeError
+from dmq_fx.errors import RecipeError, did_you_mean
 from dmq_fx.numerics.weights import scale_shape
 from dmq_fx.planning.batch_axis import batch_multiple
 from dmq_fx.planning.plan import Plan, PlannedSite
-from dmq_fx.recipe.language import ActivationSpec, Recipe, Rule, Scheme, WeightSpec
+from dmq_fx.recipe.language import ActivationSpec, Match, Recipe, Rule, Scheme, WeightSpec
 from dmq_fx.recipe.matching import first_match, matches
+from dmq_fx.recipe.problems import RecipeErrors
 from dmq_fx.sites import Site
 from dmq_fx.tracing import TracedModel
 
@@ -68,8 +69,12 @@ def _check_fit(site: Site, weight: WeightSpec, rule: Rule | None) -> None:
 
 
 def _check_rules(rules: Sequence[Rule], sites: Sequence[Site]) -> None:
-    """A rule must match a site, and must not be shadowed by its own file; a child's rules may shadow a parent's."""
+    """A rule must match a site, and must not be shadowed by its own file; a child's rules may shadow a parent's.
+
+    All rules that do not are told at once.
+    """
     taken: dict[str, Rule] = {}
+    wrong: list[RecipeError] = []
     for rule in rules:
         matched = [site for site in sites if matches(rule.match, site)]
         fresh = [site for site in matched if site.name not in taken]
@@ -81,16 +86,17 @@ def _check_rules(rules: Sequence[Rule], sites: Sequence[Site]) -> None:
             earlier = taken[matched[0].name].where
             if _file(earlier) != _file(rule.where):
                 continue
-            raise RecipeError(
-                f"this rule decides nothing: all {len(matched)} sites it matches are taken by earlier rules",
-                where=rule.where,
-                hint=f"{matched[0].name!r}, the first of them, went to the rule at {earlier}; put this one before it",
-            )
-        raise RecipeError(
-            "this rule matches no site of the model",
-            where=rule.where,
-            hint=f"{_what_exists(rule, sites)}; `dmq plan` lists the sites; say `optional: true` if that is meant",
-        )
+            message = f"this rule decides nothing: all {len(matched)} sites it matches are taken by earlier rules"
+            hint = f"{matched[0].name!r}, the first of them, went to the rule at {earlier}; put this one before it"
+        else:
+            message = f"this rule matches no site of the model: {_described(rule.match)}"
+            listing = "`dmq plan ptq/w8a8` with the same --model lists the sites"
+            hint = f"{_what_exists(rule, sites)}; {listing}; say `optional: true` if that is meant"
+        wrong.append(RecipeError(message, where=rule.where, hint=hint))
+    if len(wrong) > 1:
+        raise RecipeErrors(tuple(wrong), source=_file(wrong[0].where or ""))
+    if wrong:
+        raise wrong[0]
 
 
 def _check_shared_weights(planned: Sequence[PlannedSite]) -> None:
@@ -120,4 +126,24 @@ def _what_exists(rule: Rule, sites: Sequence[Site]) -> str:
     absent = [op for op in rule.match.op if op not in ops]
     if absent:
         return f"no site computes {', '.join(absent)}; operations of this model: {', '.join(ops)}"
-    return f"{len(sites)} sites were tried, such as {sites[0].name!r}" if sites else "the model has no sites"
+    if not sites:
+        return "the model has no sites"
+    near = [hint for pattern in rule.match.name if (hint := did_you_mean(pattern, _globs(sites)))]
+    return near[0].removesuffix("?") if near else f"{len(sites)} sites were tried, such as {sites[0].name!r}"
+
+
+def _globs(sites: Sequence[Site]) -> set[str]:
+    """Names of sites, and `prefix.*` for every module that holds some."""
+    parts = [site.name.split(".") for site in sites]
+    return {site.name for site in sites} | {
+        ".".join((*names[:depth], "*")) for names in parts for depth in range(1, len(names))
+    }
+
+
+def _described(match: Match) -> str:
+    """The conditions of a match in the words of a recipe."""
+    given = {key: value for key, value in vars(match).items() if value not in ((), None)}
+    texts = [
+        f"{key}: {', '.join(map(str, value)) if isinstance(value, tuple) else value}" for key, value in given.items()
+    ]
+    return "; ".join(texts) or "it takes every site, and there is none"

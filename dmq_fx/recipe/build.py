@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from dmq_fx.errors import RecipeError
@@ -14,7 +14,9 @@ from dmq_fx.recipe.tree import Node
 
 def build_recipe(tree: Node, pass_options: Mapping[str, type]) -> Recipe:
     """The recipe that `tree` holds. A ValueError from the `__post_init__` of a pass's options becomes a RecipeError."""
-    return build(tree, Recipe, pass_options)
+    recipe = build(tree, Recipe, pass_options)
+    backend = tree.get("backend")
+    return replace(recipe, backend_where=str(backend.where)) if backend else recipe
 
 
 def build(node: Node, kind: Any, pass_options: Mapping[str, type]) -> Any:

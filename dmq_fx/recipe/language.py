@@ -165,7 +165,9 @@ class Calibration:
     batch: int = option("images a forward", default=16, minimum=1, maximum=4096)
     seed: int = option("seed of the first image; image k has seed + k", default=0, minimum=0, maximum=2**31 - 1)
     prompts: tuple[str, ...] = option("prompts, used in turn (text-to-image only)", default=())
-    guidance_scale: float | None = option("classifier-free guidance; `none` for the pipeline's own", default=None)
+    guidance_scale: float | None = option(
+        "classifier-free guidance; `none` for the pipeline's own", default=None, minimum=0.0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +208,7 @@ class Recipe:
     passes: tuple[PassSpec, ...] = option("graph rewrites, in this order", default=())
     expect: dict[str, Gate] = option("quality gates, checked at the end of a compile", factory=dict, keys=METRICS)
     backend: str = option("lowering target that `dmq load` takes by default", default="fake_quant")
+    backend_where: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 
 from dmq_fx.errors import did_you_mean
 from dmq_fx.recipe.keys import NONE
+from dmq_fx.recipe.language import ActivationSpec, WeightSpec
 from dmq_fx.recipe.matching import REGEX_PREFIX
 from dmq_fx.recipe.problems import Problem
 from dmq_fx.recipe.tree import Node
+
+OVERRIDE = "--set "
+"""What the place of an overridden value begins with."""
+
+MEANT_FOR = {
+    "group_size": ("granularity", "per_group"),
+    "percentile": ("range", "percentile"),
+    "momentum": ("range", "ema_minmax"),
+}
+"""Options of a precision that mean something with one choice of another option alone."""
 
 PLACES = ("before", "after")
 """Keys of a rule that say where it stands among the parent's; a merge takes them off."""
@@ -61,6 +73,30 @@ def reference_problems(tree: Node) -> Iterator[Problem]:
     expect = _get(tree, "expect")
     for name, gate in expect.items() if expect else ():
         yield from _gate(name, gate)
+
+
+def unused_problems(tree: Node, file: str) -> Iterator[Problem]:
+    """Options of schemes that do nothing beside the others: written in `file`, for a choice that is not made.
+
+    What a parent wrote for its own choice is left, and so is a precision that is written out whole.
+    """
+    schemes = _get(tree, "schemes")
+    halves = [
+        (spec, kind)
+        for _, scheme in (schemes.items() if schemes else ())
+        for half, kind in (("weight", WeightSpec), ("activation", ActivationSpec))
+        if (spec := scheme.get(half)) is not None and spec.is_mapping
+    ]
+    for spec, kind in halves:
+        defaults = {field.name: field.default for field in fields(kind)}
+        whole = set(defaults) <= {name for name, node in spec.items() if not node.where.file.startswith(OVERRIDE)}
+        for name, (choice, wanted) in MEANT_FOR.items():
+            node, chosen = spec.get(name), spec.get(choice)
+            value = chosen.value if chosen else defaults[choice]
+            if node is None or value == wanted or whole or node.where.file != file:
+                continue
+            message = f"{name} is for `{choice}: {wanted}`, and {choice} is {value}"
+            yield Problem(node.where, message, f"add `{choice}: {wanted}`, or leave {name} out")
 
 
 def _get(tree: Node, key: str) -> Node | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from dmq_fx.errors import RecipeError, did_you_mean
 from dmq_fx.recipe.keys import NONE
+from dmq_fx.recipe.meaning import OVERRIDE
 from dmq_fx.recipe.tree import Node, Position
 from dmq_fx.recipe.yaml_reader import read_value
 
@@ -18,7 +19,7 @@ def apply_override(tree: Node, override: str) -> Node:
     Schemes, passes and rules with a name are addressed by it, other rules by their number from 0. The new value is
     placed at `--set key.path=value`; the caller checks the recipe again.
     """
-    where = Position(f"--set {override}")
+    where = Position(f"{OVERRIDE}{override}")
     path, equals, text = override.partition("=")
     steps = path.strip().split(".")
     if not equals or not all(steps):

@@ -14,11 +14,13 @@ from dmq_fx.recipe.checks import Checker
 from dmq_fx.recipe.digest import document_digest
 from dmq_fx.recipe.language import Parent, Recipe
 from dmq_fx.recipe.library import BUILTIN, Library
+from dmq_fx.recipe.meaning import OVERRIDE, unused_problems
 from dmq_fx.recipe.merge import merge_recipes
 from dmq_fx.recipe.normal import fill_in
 from dmq_fx.recipe.overlays import ModelFacts, Overlay
 from dmq_fx.recipe.overrides import apply_override
 from dmq_fx.recipe.params import escape
+from dmq_fx.recipe.problems import Problem, raise_problems
 from dmq_fx.recipe.tree import Node
 
 
@@ -75,11 +77,17 @@ def resolve(
     applied = tuple(overlay for overlay in every if model is not None and overlay.applies(model))
     tree = _merged(chain, applied)
     checker.check_whole(tree, first.file)
+    raise_problems(unused_problems(tree, first.file), first.file)
     tree = fill_in(tree, pass_options)
+    unused: set[Problem] = set()
     for override in overrides:
+        source = f"{OVERRIDE}{override}"
         tree = apply_override(tree, override)
-        checker.check_whole(tree, f"--set {override}")
+        checker.check_whole(tree, source)
+        unused |= set(unused_problems(tree, source))
         tree = fill_in(tree, pass_options)
+        unused = {problem for problem in unused if problem in unused_problems(tree, problem.where.file)}
+    raise_problems(unused, OVERRIDE.strip())
     plain = tree.plain()
     document = escape(plain) if plain["dmq"] > 1 else plain
     return ResolvedRecipe(

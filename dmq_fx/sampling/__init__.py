@@ -3,7 +3,7 @@
 from dmq_fx.sampling.conditioning import check_conditioning
 from dmq_fx.sampling.hooks import answer_calls, watch_inputs, watch_outputs, watch_predictions, watch_steps
 from dmq_fx.sampling.prompts import read_prompts
-from dmq_fx.sampling.sampler import Sampler, SamplerOptions
+from dmq_fx.sampling.sampler import Sampler, SamplerOptions, require_prompts
 
 __all__ = [
     "Sampler",
@@ -11,6 +11,7 @@ __all__ = [
     "answer_calls",
     "check_conditioning",
     "read_prompts",
+    "require_prompts",
     "watch_inputs",
     "watch_outputs",
     "watch_predictions",

@@ -42,6 +42,16 @@ class SamplerOptions:
         )
 
 
+def require_prompts(pipeline: Any, prompts: Sequence[str]) -> None:
+    """Raise CalibrationError if a pipeline makes images of prompts and a recipe has none."""
+    if pipeline is not None and not prompts and "prompt" in inspect.signature(pipeline.__call__).parameters:
+        raise CalibrationError(
+            f"{type(pipeline).__name__} makes images of prompts, and the recipe has none to calibrate on",
+            where="calibration.prompts",
+            hint="--set 'calibration.prompts=[a cat, a red house]', or the same in the recipe",
+        )
+
+
 class Sampler:
     """A pipeline (or a bare denoiser's loop) with a denoiser that can be swapped.
 
@@ -124,10 +134,7 @@ class Sampler:
             "return_dict": False,
         }
         if "prompt" in accepted:
-            if not self.options.prompts:
-                raise CalibrationError(
-                    f"{type(self.pipeline).__name__} needs prompts", hint="give calibration.prompts in the recipe"
-                )
+            require_prompts(self.pipeline, self.options.prompts)
             prompts = self.options.prompts
             arguments["prompt"] = [prompts[k % len(prompts)] for k in range(first, first + count)]
         elif "class_labels" in accepted:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -246,3 +247,15 @@ def test_names_outside_the_manifest(artifact):
     refused(lambda: verify_files(artifact, forged), "'../secret' cannot be the name of a file")
     (artifact / "manifest.json").write_text(manifest_to_json(forged))
     refused(lambda: read_manifest(artifact), "'../secret' cannot be the name of a file")
+
+
+def test_a_place_that_cannot_be_written_to_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="file is a file"):
+        check_target(tmp_path / "file" / "deep" / "out", overwrite=False)
+    assert check_target(tmp_path / "new" / "out", overwrite=False) == tmp_path / "new" / "out"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ArtifactError, match=f"{tmp_path} cannot be written to"):
+        check_target(tmp_path / "new" / "out", overwrite=False)

@@ -264,3 +264,9 @@ def test_fault_of_ours_exits_1(monkeypatch: pytest.MonkeyPatch) -> None:
     result = dmq("plan", "ptq/w8a8")
     assert result.exit_code == 1
     assert "a fault of dmq itself: RuntimeError('broken')" in plain(result.stderr)
+
+
+def test_reference_of_nothing_fetches_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dmq_fx.quality.features.load_extractor", None)
+    result = dmq("reference", tmp_path / "nothing", "-o", tmp_path / "x.safetensors")
+    assert result.exit_code == 2 and "there is no such file or folder" in result.stderr

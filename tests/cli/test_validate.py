@@ -46,6 +46,20 @@ def test_errors_are_told_and_the_others_still_checked(folder: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("passes: [les, smoothquant]", "x.yaml:4:15: passes 'smoothquant' and 'les' do the same"),
+        ("backend: cuda_int8", "x.yaml:4:10: unknown backend 'cuda_int8'"),
+        ("backend: x86_int9", "did you mean 'x86_int8'?"),
+    ],
+)
+def test_what_every_plan_would_refuse(folder: Path, line: str, said: str) -> None:
+    (folder / "x.yaml").write_text(f"dmq: 1\nname: a/x\nextends: ptq/w4a8\n{line}\n")
+    result = CliRunner().invoke(app, ["x.yaml"])
+    assert result.exit_code == 2 and said in result.stderr
+
+
 def test_json(folder: Path) -> None:
     result = CliRunner().invoke(app, ["--json", "good.yaml", "bad.yaml", "none.yaml"])
     assert result.exit_code == 2

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dmq_fx.errors import DmqError, RecipeError
+from dmq_fx.errors import DmqError, ModelError, RecipeError
+from dmq_fx.inspection import sides
 from dmq_fx.inspection.diff import Change, Difference, difference
 from dmq_fx.inspection.diff_report import diff_html
 from dmq_fx.inspection.diff_text import diff_lines
@@ -53,15 +54,24 @@ def test_two_recipes(child: Path, pipeline_folder: Path) -> None:
     assert found.notes == ("folds, errors and files are not compared: that takes two artifacts",) and not found.same
 
 
-def test_order_of_rules_matters(tmp_path: Path) -> None:
+def test_order_of_rules_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents are compared where the model that nobody asked for is not there."""
+
+    monkeypatch.setattr(sides, "DEFAULT_MODEL", "nowhere")
     head = "dmq: 1\nname: test/order\nschemes: {a: {weight: {bits: 8}}, b: {weight: {bits: 4}}}\nrules:\n"
     rules = ["  - {match: {op: conv2d}, scheme: a}\n", "  - {match: {role: first}, scheme: b}\n"]
     (tmp_path / "a.yaml").write_text(head + "".join(rules))
     (tmp_path / "b.yaml").write_text(head + "".join(reversed(rules)))
-    sides = load_sides(str(tmp_path / "b.yaml"), str(tmp_path / "b.yaml"), model="nowhere")
-    assert sides[0].rows is None and difference(*sides).same
-    documents = [load_sides(str(tmp_path / f"{n}.yaml"), "ptq/w8a8", model="nowhere")[0] for n in "ab"]
+    same = load_sides(str(tmp_path / "b.yaml"), str(tmp_path / "b.yaml"))
+    assert same[0].rows is None and difference(*same).same
+    documents = [load_sides(str(tmp_path / f"{n}.yaml"), "ptq/w8a8")[0] for n in "ab"]
     assert [change.what for change in difference(*documents).recipe] == ["order of rules"]
+
+
+def test_a_model_that_was_asked_for_must_be_there() -> None:
+    """Nothing differs in a plan that was not made."""
+    with pytest.raises(ModelError, match="there is no builtin model 'mnist'"):
+        load_sides("ptq/w4a8", "ptq/w4a8", model="builtin:mnist")
 
 
 def test_rules_that_match_the_same_are_all_compared() -> None:
@@ -111,8 +121,10 @@ def test_a_lock_is_planned_for_its_own_model(artifact: Path) -> None:
     assert found.same and found.notes  # the plan of the lock is what was compiled
 
 
-def test_what_cannot_be_planned_is_compared_as_text(child: Path) -> None:
-    found = compare("ptq/w8a8", child, model="builtin:ddpm-mnistt")
+def test_what_cannot_be_planned_is_compared_as_text(child: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sides, "DEFAULT_MODEL", "builtin:ddpm-mnistt")
+        found = compare("ptq/w8a8", child)
     assert found.sites == () and found.recipe
     assert any("ptq/w8a8 was not planned for builtin:ddpm-mnistt" in note for note in found.notes)
     with pytest.raises(RecipeError, match=r"the library has no recipe(.|\n)*did you mean(.|\n)*folder is not there"):

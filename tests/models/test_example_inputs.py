@@ -8,7 +8,7 @@ from catalog import FULL, TINY, tiny_inputs, tiny_model
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from dmq_fx.errors import TraceError
+from dmq_fx.errors import ModelError, TraceError
 from dmq_fx.models import example_inputs, load_denoiser_on_meta
 
 
@@ -61,3 +61,11 @@ def test_unknown_added_conditions() -> None:
     denoiser.register_to_config(addition_embed_type="image")
     with pytest.raises(TraceError, match="addition_embed_type='image'"):
         example_inputs(denoiser)
+
+
+def test_a_configuration_that_makes_no_inputs() -> None:
+    model = tiny_model("ddpm", device="meta")
+    model.register_to_config(sample_size="x")
+    with pytest.raises(ModelError, match="no inputs of UNet2DModel follow from its configuration") as caught:
+        example_inputs(model)
+    assert "sample_size" in (caught.value.hint or "")

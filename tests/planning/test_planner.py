@@ -11,6 +11,7 @@ from torch import nn
 import dmq_fx
 from dmq_fx.errors import RecipeError
 from dmq_fx.planning import Plan
+from dmq_fx.recipe import problems_of
 
 HEAD = """\
 dmq: 1
@@ -76,6 +77,24 @@ def test_rule_that_matches_nothing_names_what_exists(tmp_path: Path, pipeline_fo
     assert text.startswith(f"{tmp_path / 'r.yaml'}:7:5: this rule matches no site of the model")
     assert "no site has the role modulation; roles of this model: " in text
     assert "first" in text and "optional: true" in text
+
+
+def test_all_rules_that_match_nothing_are_told_with_what_is_near(tmp_path: Path, pipeline_folder: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make(
+            tmp_path,
+            pipeline_folder,
+            "{match: {name: 'up_block.*', op: conv2d}, scheme: low}",
+            "{match: {op: conv2d}, scheme: low}",
+            "{match: {min_channels: 4096}, scheme: low}",
+        )
+    first, second = problems_of(caught.value)
+    place = tmp_path / "r.yaml"
+    assert first.where == f"{place}:7:5" and second.where == f"{place}:9:5"
+    assert first.message == "this rule matches no site of the model: name: up_block.*; op: conv2d"
+    assert (first.hint or "").startswith("did you mean 'up_blocks.*'")
+    assert second.message.endswith(": min_channels: 4096") and "sites were tried" in (second.hint or "")
+    assert str(caught.value).startswith(f"{place}: 2 errors\n")
 
 
 def test_rule_that_matches_nothing_may_be_optional(tmp_path: Path, pipeline_folder: Path) -> None:

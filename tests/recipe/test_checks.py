@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dmq_fx.errors import RecipeError
 from dmq_fx.recipe import problems_of, resolve
@@ -211,3 +212,60 @@ def test_a_long_list_of_errors_is_cut_and_its_problems_are_not(folder: Path, pas
     assert str(caught.value).endswith("\n  and 69 more")
     assert problems[0].where == "recipe.yaml:6:14"
     assert problems[0].message == "scheme must be a string, got the integer 0"
+
+
+UNUSED = """\
+dmq: 1
+name: a/b
+schemes:
+  w4: {weight: {bits: 4%s}, activation: {bits: 8%s}}
+rules:
+  - {match: {}, scheme: w4}
+"""
+
+
+@pytest.mark.parametrize(
+    ("weight", "activation", "said"),
+    [
+        (", group_size: 32", "", "group_size is for `granularity: per_group`, and granularity is per_channel"),
+        (", percentile: 99", "", "percentile is for `range: percentile`, and range is minmax"),
+        (", percentile: 99, range: mse", "", "percentile is for `range: percentile`, and range is mse"),
+        ("", ", percentile: 99", "percentile is for `range: percentile`, and range is ema_minmax"),
+        ("", ", momentum: 0.5, range: mse", "momentum is for `range: ema_minmax`, and range is mse"),
+    ],
+)
+def test_options_that_do_nothing(
+    tmp_path: Path, pass_options: Mapping[str, type], weight: str, activation: str, said: str
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(UNUSED % (weight, activation))
+    with pytest.raises(RecipeError) as caught:
+        resolve(path, pass_options=pass_options)
+    line = path.read_text().splitlines()[3]
+    column = line.index(f"{said.split()[0]}: ") + len(f"{said.split()[0]}: ") + 1
+    assert str(caught.value).startswith(f"{path}:4:{column}: {said}")
+    assert "leave " in (caught.value.hint or "")
+
+
+def test_options_that_do_something(tmp_path: Path, pass_options: Mapping[str, type]) -> None:
+    """With the choice that they are for; a parent's, whose choice a child changes; a recipe that is written out."""
+    parent, child, whole = (tmp_path / f"{name}.yaml" for name in ("parent", "child", "whole"))
+    parent.write_text(UNUSED % (", group_size: 32, granularity: per_group", ", momentum: 0.5"))
+    resolve(parent, pass_options=pass_options)
+    child.write_text("dmq: 1\nname: a/c\nextends: ./parent.yaml\nschemes: {w4: {weight: {granularity: per_channel}}}\n")
+    found = resolve(child, pass_options=pass_options)
+    whole.write_text(yaml.safe_dump(found.document))
+    assert resolve(whole, pass_options=pass_options).digest == found.digest
+
+
+def test_overrides_that_do_nothing(tmp_path: Path, pass_options: Mapping[str, type]) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(UNUSED % ("", ""))
+    group = "schemes.w4.weight.group_size=32"
+    for override in (group, "schemes.w4.weight={bits: 4, group_size: 32}"):
+        with pytest.raises(RecipeError, match="group_size is for `granularity: per_group`") as caught:
+            resolve(path, overrides=[override], pass_options=pass_options)
+        assert (caught.value.where or "").startswith(f"--set {override}")
+    choice = "schemes.w4.weight.granularity=per_group"
+    for overrides in ([group, choice], [choice, group], ["schemes.w4.weight={bits: 4}"]):
+        resolve(path, overrides=overrides, pass_options=pass_options)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
+from dmq_fx.compiler import plan
 from dmq_fx.pass_api import PASSES
 from dmq_fx.recipe import build_schema, docs_text, resolve
 from dmq_fx.recipe.docs import reference_text, schema_text
@@ -69,6 +70,12 @@ def test_the_examples_resolve(folder: Path, pass_options: Mapping[str, type]) ->
     assert weight is not None
     assert (weight.bits, len(child.rules), child.rules[0].scheme) == (3, 6, "none")
     assert child.budget == "quick"
+
+
+def test_the_examples_fit_the_default_model(folder: Path) -> None:
+    for name, text in (("mine", docs_text.EXAMPLE), ("child", docs_text.CHILD)):
+        (folder / f"{name}.yaml").write_text(text)
+        assert plan(f"{name}.yaml").totals.quantized_sites > 50
 
 
 def test_the_reference_shows_the_options_of_passes(real_passes: Mapping[str, type]) -> None:

@@ -20,6 +20,7 @@ from dmq_fx.recipe.build import build_recipe
 from dmq_fx.recipe.dump import to_yaml
 from dmq_fx.recipe.explain import shape_problems
 from dmq_fx.recipe.keys import to_plain
+from dmq_fx.recipe.meaning import MEANT_FOR
 from dmq_fx.recipe.normal import fill_in
 from dmq_fx.recipe.source import read_recipe_text
 from dmq_fx.recipe.tree import Position, from_plain
@@ -92,6 +93,11 @@ def recipes(draw: DrawFn, pass_options: Mapping[str, type]) -> dict[str, Any]:
     for scheme in schemes.values():
         if scheme.get("activation", "none") == "none" == scheme.get("weight", "none"):
             scheme["weight"] = {"bits": 4}
+        for half in ("weight", "activation"):
+            spec = scheme.get(half)
+            for name, (choice, wanted) in MEANT_FOR.items():
+                if isinstance(spec, dict) and spec.get(choice) != wanted:
+                    spec.pop(name, None)
     entries = {next(iter([entry] if isinstance(entry, str) else entry)): entry for entry in document.get("passes", [])}
     document["passes"] = list(entries.values())
     for rule in document.setdefault("rules", []):

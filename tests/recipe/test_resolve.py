@@ -63,7 +63,7 @@ def error_of(reference: str | Path, pass_options: Mapping[str, type]) -> str:
 
 def test_a_short_recipe_gets_every_default(folder: Path, pass_options: Mapping[str, type]) -> None:
     (folder / "r.yaml").write_text(
-        "dmq: 1\nname: a/b\npasses: [les]\nschemes: {w: {weight: {bits: 8.0, percentile: 99}}}\n"
+        "dmq: 1\nname: a/b\npasses: [les]\nschemes: {w: {weight: {bits: 8.0, percentile: 99, range: percentile}}}\n"
         "rules:\n  - {match: {op: linear, shape: [3, '*']}, scheme: w, passes: les}\n"
     )
     resolved = resolve("r.yaml", pass_options=pass_options)
@@ -90,7 +90,7 @@ def test_a_short_recipe_gets_every_default(folder: Path, pass_options: Mapping[s
                     "symmetric": True,
                     "granularity": "per_channel",
                     "group_size": 64,
-                    "range": "minmax",
+                    "range": "percentile",
                     "percentile": 99.0,
                 },
                 "activation": "none",
@@ -114,7 +114,7 @@ def test_a_short_recipe_gets_every_default(folder: Path, pass_options: Mapping[s
         "backend": "fake_quant",
     }
     weight = resolved.recipe.schemes["w"].weight
-    assert weight == WeightSpec(bits=8, percentile=99.0)
+    assert weight == WeightSpec(bits=8, range="percentile", percentile=99.0)
     assert weight is not None
     assert (type(weight.bits), type(weight.percentile)) == (int, float)
     assert resolved.recipe.rules == (

@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
+import dmq_fx
 from dmq_fx.errors import CalibrationError, DmqError
 from dmq_fx.models import LoadedModel, load_model
 from dmq_fx.sampling import Sampler, SamplerOptions, check_conditioning
@@ -33,8 +34,18 @@ def test_a_user_and_a_recipe_are_told_where_prompts_go(text_to_image: LoadedMode
     with pytest.raises(DmqError, match=r"^--prompt: the model .* makes images of prompts, and received none") as caught:
         check_conditioning(text_to_image, SamplerOptions())
     assert caught.value.hint == "give --prompt TEXT, or --prompts-file FILE"
-    with pytest.raises(CalibrationError, match=r"needs prompts\n  hint: give calibration.prompts in the recipe"):
+    with pytest.raises(CalibrationError, match=r"^calibration.prompts: .* makes images of prompts") as needed:
         list(Sampler(text_to_image, SamplerOptions()).run(1))
+    assert "--set 'calibration.prompts=" in (needed.value.hint or "")
+
+
+def test_a_recipe_without_prompts_is_refused_before_anything_is_sampled(
+    text_to_image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sampler, "run", None)
+    with pytest.raises(CalibrationError, match=r"^calibration.prompts: .* makes images of prompts"):
+        dmq_fx.compile("ptq/w8a8", model=str(text_to_image_folder), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_a_model_does_not_take_is_refused(pipeline_folder: Path, architectures: ModuleType) -> None:
