@@ -91,7 +91,7 @@ class X86Int8:
         if folder is None:
             return None
         code, known, call = load_package(folder)
-        time = _time_part_of(reload, dtype) if call["time_part"] else None
+        time = _time_part_of(reload, dtype, call["time_part"]) if call["time_part"] else None
         lowered = LoweredModule(rebuild_call(call), code, time, known, reads_timestep=call["reads_timestep"])
         return Kept(lowered, call)
 
@@ -125,8 +125,11 @@ def _write(path: Path, program: Program, parts: TimePart, extra: tuple[Tensor, .
     require_agreement(path, fold_packed_weights(parts.body), (*random_inputs(program.traced), *extra))
 
 
-def _time_part_of(reload: Callable[[], Program], dtype: torch.dtype) -> OfTimestep:
-    """The time part of an artifact, read when a timestep comes that was not calibrated."""
+def _time_part_of(reload: Callable[[], Program], dtype: torch.dtype, sizes: Sequence[int]) -> OfTimestep:
+    """The time part of an artifact, read when a timestep comes that was not calibrated.
+
+    sizes: of what it gives, as the code that is kept takes it.
+    """
 
     @cache
     def part() -> OfTimestep:
@@ -136,7 +139,16 @@ def _time_part_of(reload: Callable[[], Program], dtype: torch.dtype) -> OfTimest
         assert found is not None
         return found
 
-    return lambda timestep: part()(timestep)
+    def of(timestep: Tensor) -> tuple[Tensor, Tensor]:
+        found = part()(timestep)
+        if [len(one) for one in found] != list(sizes):
+            raise BackendError(
+                "the native code that is kept of this artifact does not fit what it computes from a timestep",
+                hint=f"remove {PackageCache().root}, and please report it; --no-compile does without",
+            )
+        return found
+
+    return of
 
 
 def check_cpu(device: torch.device) -> None:

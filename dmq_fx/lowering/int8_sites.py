@@ -94,20 +94,23 @@ class _Lowering:
         groups = given.get("groups", 1)
         if {*planned.site.shape[2:], *stride, groups} == {1} and not any(padding):
             return self._pointwise(planned, activation, given.get("bias"), dim)
-        if any(padding) and self._zero_points(activation).any():
-            x, padding = self._integers(activation, tuple(padding)), [0] * dim
-        else:
-            x = self._integers(activation)
+        padded = tuple(padding) if any(padding) and self._zero_points(activation).any() else ()
+        if padded:
+            padding = [0] * dim
+        x = self._integers(activation, padded)
         where = (stride, padding, dilation, groups)
         weight, scale, zeros = self._weight(planned, activation)
-        if planned.site.shape[1] * groups == 1:
+        channels = planned.site.shape[1] * groups
+        if channels == 1:
+            channels = 2
             x, weight = (self._second_channel(part, dim) for part in (x, weight))
         zero = self.rows.zero if activation.spec.per_timestep else 0
         head = (x, self._scale(activation), zero)
         tail = (scale, zeros, self._corrected_bias(planned, activation, given.get("bias")), *where)
         if shifts_at_run_time(self.program, activation):
             return self.graph.call_function(dmq.qconv_shifted.default, (*head, weight, *tail, torch.float32))
-        packed = self.graph.call_function(onednn.qconv_prepack.default, (weight, scale, 1.0, 0, *where, None))
+        shape = _shape_read(node, channels, padded or (0,) * dim)
+        packed = self.graph.call_function(onednn.qconv_prepack.default, (weight, scale, 1.0, 0, *where, shape))
         kernel = onednn.qconv_pointwise.tensor if activation.spec.per_timestep else onednn.qconv_pointwise.default
         return self.graph.call_function(kernel, (*head, packed, *tail, 1.0, 0, torch.float32, "none", [], ""))
 
@@ -331,6 +334,22 @@ def _offset(activation: Activation) -> int:
 def _bounds(activation: Activation) -> tuple[int, int]:
     grid = IntegerGrid(activation.spec.bits, activation.spec.symmetric)
     return grid.qmin + _offset(activation), grid.qmax + _offset(activation)
+
+
+def _shape_read(node: fx.Node, channels: int, padded: tuple[int, ...]) -> list[int] | None:
+    """Shape of an image that a convolution reads, for a batch of two; None if it is not known.
+
+    Weights are laid out for it: those of another size of image may have to be laid out anew in every call, which can
+    take several times as long as all the rest. The batch changes nothing but for images of few pixels.
+    """
+    source = node.args[0]
+    value = source.meta.get("val") if isinstance(source, fx.Node) else None
+    if value is None or value.dim() != 4:
+        return None
+    sizes = [size if isinstance(size, int) else size.node.hint for size in value.shape[2:]]
+    if any(size is None for size in sizes):
+        return None
+    return [2, channels, *(int(size) + 2 * more for size, more in zip(sizes, padded, strict=True))]
 
 
 def _per_axis(value: Any, dim: int) -> list[int]:

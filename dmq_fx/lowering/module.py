@@ -86,7 +86,8 @@ class LoweredModule(nn.Module):
         for place, (before, after) in enumerate(zip(inputs, found, strict=True)):
             whole = before.is_floating_point() and not after.is_floating_point()
             if whole and place != self._unread and not torch.equal(before, after.to(before.dtype)):
-                raise _fraction(self._types[place][0], before)
+                name, dtype = self._types[place]
+                raise _not_held(name, float(before[before != after.to(before.dtype)][0]), dtype)
         return found
 
     def of_timestep(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,7 +99,7 @@ class LoweredModule(nn.Module):
             with torch.no_grad():
                 found = self.time(timestep.to(traced) if key.is_integer() else timestep)
             if found[0].dtype != torch.float32 or found[1].dtype != torch.int64:
-                raise _fraction("timestep", timestep)
+                raise _not_held("timestep", key, traced)
             self._known[key] = found
             if len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
@@ -120,9 +121,9 @@ def _require_rows(tensors: Iterable[Tensor], count: int) -> None:
         )
 
 
-def _fraction(name: str, given: Tensor) -> BackendError:
-    value = next(value for value in given.flatten().tolist() if not float(value).is_integer())
+def _not_held(name: str, value: float, dtype: torch.dtype) -> BackendError:
+    what = "a fraction" if not value.is_integer() else f"no {str(dtype).removeprefix('torch.')}"
     return BackendError(
-        f"the {name} {value:g} is a fraction, and this model's graph computes with whole ones",
+        f"the {name} {value:g} is {what}, and this model's graph computes with whole ones",
         hint="--backend fake_quant takes it",
     )

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from dmq_fx.artifact.manifest import canonical_json
 from dmq_fx.artifact.tensors import load_tensors
 from dmq_fx.errors import BackendError
+from dmq_fx.heap import keep_freed
 from dmq_fx.lowering import shifted  # noqa: F401  operators that the code may call
 from dmq_fx.lowering.constants import OUTSIDE, keep_constants, map_constants, save_constants
 from dmq_fx.lowering.packages import PackageCache
@@ -71,7 +72,11 @@ def write_package(
     from dmq_fx.lowering.time_part import reads_timestep
     from dmq_fx.lowering.without_kernel import hide_from_patterns
 
-    call = {**describe_call(traced), "time_part": bool(extra), "reads_timestep": reads_timestep(body, traced)}
+    call = {
+        **describe_call(traced),
+        "time_part": [len(part) for part in extra],
+        "reads_timestep": reads_timestep(body, traced),
+    }
     hide_from_patterns(body)
     try:
         with quiet_compiler(), torch.no_grad(), keep_constants() as constants, sums_in_memory_of_their_own():
@@ -130,6 +135,7 @@ class NativeCode:
     """
 
     def __init__(self, folder: Path) -> None:
+        keep_freed()
         self.constants, self._memory = map_constants(folder)
         loader = torch._C._aoti.AOTIModelPackageLoader  # type: ignore[attr-defined]
         self._loader = loader(str(folder / CODE), "model", False, 1, -1)
@@ -175,16 +181,19 @@ def sums_in_memory_of_their_own() -> Iterator[None]:
     """Keeps Inductor from adding a product to its residual where the residual lies; within `keep_constants`.
 
     It would do so even where that is an input of the graph, which is the caller's, or a view of what is read once more
-    afterwards (torch 2.13, `qlinear_pointwise.binary_tensor` with "sum"). A sum with memory of its own costs the same.
+    afterwards (torch 2.13: int8 products with "sum", and the latter convolutions without a kernel, too). A sum with
+    memory of its own costs the same.
     """
     from torch._inductor.fx_passes import mkldnn_fusion
 
-    in_place = mkldnn_fusion._qlinear_binary_can_be_inplace  # type: ignore[attr-defined]
-    mkldnn_fusion._qlinear_binary_can_be_inplace = lambda other: False  # type: ignore[attr-defined]
+    kept = {name: getattr(mkldnn_fusion, name) for name in ("_qlinear_binary_can_be_inplace", "_can_be_inplace")}
+    for name in kept:
+        setattr(mkldnn_fusion, name, lambda other: False)
     try:
         yield
     finally:
-        mkldnn_fusion._qlinear_binary_can_be_inplace = in_place  # type: ignore[attr-defined]
+        for name, found in kept.items():
+            setattr(mkldnn_fusion, name, found)
 
 
 @contextlib.contextmanager

@@ -83,9 +83,16 @@ class PackageCache:
     def get(self, key: str) -> Path | None:
         """The folder of this key if it is there, whole, and nobody else's; a damaged one is removed with a warning."""
         folder = self.root / key
-        if not os.path.lexists(folder):
+        try:
+            if not os.path.lexists(folder):
+                return None
+            problem = _writable_by_others(self.root)
+        except OSError:  # another process has removed all of it meanwhile
             return None
-        problem = _writable_by_others(self.root) or _problem(folder)
+        if problem is not None:  # what is in there may be good, and may be another user's
+            warnings.warn(f"compiled again: {problem} ({self.root})", stacklevel=2)
+            return None
+        problem = _problem(folder)
         if problem is None:
             with suppress(OSError):  # a cache that cannot be written to is still read
                 os.utime(folder)
@@ -107,19 +114,28 @@ class PackageCache:
         partial = self._partial()
         try:
             write(partial)
-            hashes = {path.name: hash_file(path).sha256 for path in sorted(partial.iterdir())}
-            (partial / NOTE).write_text(canonical_json({"files": hashes}) + "\n")
-            target = self.root / key
             try:
-                partial.rename(target)
-            except OSError:  # there is one already
-                if _problem(target) is not None:  # it was refused, and would not go away
-                    target = self.root / f"{key}-{secrets.token_hex(8)}"
-                    partial.rename(target)
+                hashes = {path.name: hash_file(path).sha256 for path in sorted(partial.iterdir())}
+                (partial / NOTE).write_text(canonical_json({"files": hashes}) + "\n")
+                target = self._place(partial, self.root / key)
+            except OSError as error:
+                raise self._cannot_keep(f"native code cannot be kept: {error.strerror or error}") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         self._evict(target)
         return target
+
+    @staticmethod
+    def _place(partial: Path, target: Path) -> Path:
+        """Move a folder to `target`, or beside it where something is that was refused and would not go away."""
+        try:
+            return partial.rename(target)
+        except OSError:
+            if not os.path.lexists(target):
+                raise
+        if _problem(target) is None:
+            return target
+        return partial.rename(target.with_name(f"{target.name}-{secrets.token_hex(8)}"))
 
     def _partial(self) -> Path:
         try:
@@ -129,11 +145,11 @@ class PackageCache:
                 return Path(tempfile.mkdtemp(prefix=PARTIAL, dir=self.root))
         except OSError as error:
             problem = f"native code cannot be kept: {error.strerror or error}"
-        raise BackendError(
-            problem,
-            where=str(self.root),
-            hint="a folder that you alone can write to is needed; --no-compile does without native code",
-        )
+        raise self._cannot_keep(problem)
+
+    def _cannot_keep(self, problem: str) -> BackendError:
+        hint = "a folder that you alone can write to is needed; --no-compile does without native code"
+        return BackendError(problem, where=str(self.root), hint=hint)
 
     def _evict(self, newest: Path) -> None:
         """Remove packages until the rest is within the limit, but never `newest`.

@@ -103,7 +103,7 @@ def example_inputs(
     maker = InputMaker(batch, torch.device(device or parameter.device), dtype or parameter.dtype, size)
     try:
         return EXAMPLE_INPUTS.get(name)(denoiser.config, maker)
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(
             f"no inputs of {name} follow from its configuration: {error}",
             hint="check sample_size and the other sizes in its config.json",

@@ -15,7 +15,7 @@ from dmq_fx.recipe.keys import NONE
 from dmq_fx.recipe.language import ActivationSpec, WeightSpec
 from dmq_fx.recipe.matching import REGEX_PREFIX
 from dmq_fx.recipe.problems import Problem
-from dmq_fx.recipe.tree import Node
+from dmq_fx.recipe.tree import Node, Position
 
 OVERRIDE = "--set "
 """What the place of an overridden value begins with."""
@@ -75,11 +75,12 @@ def reference_problems(tree: Node) -> Iterator[Problem]:
         yield from _gate(name, gate)
 
 
-def unused_problems(tree: Node, file: str) -> Iterator[Problem]:
+def unused_options(tree: Node, file: str) -> dict[tuple[Position, str], Problem]:
     """Options of schemes that do nothing beside the others: written in `file`, for a choice that is not made.
 
-    What a parent wrote for its own choice is left, and so is a precision that is written out whole.
+    By place and name. What a parent wrote for its own choice is left, and so is a precision that is written out whole.
     """
+    found = {}
     schemes = _get(tree, "schemes")
     halves = [
         (spec, kind)
@@ -96,7 +97,9 @@ def unused_problems(tree: Node, file: str) -> Iterator[Problem]:
             if node is None or value == wanted or whole or node.where.file != file:
                 continue
             message = f"{name} is for `{choice}: {wanted}`, and {choice} is {value}"
-            yield Problem(node.where, message, f"add `{choice}: {wanted}`, or leave {name} out")
+            hint = f"add `{choice}: {wanted}`, or leave {name} out"
+            found[node.where, name] = Problem(node.where, message, hint)
+    return found
 
 
 def _get(tree: Node, key: str) -> Node | None:

@@ -14,14 +14,14 @@ from dmq_fx.recipe.checks import Checker
 from dmq_fx.recipe.digest import document_digest
 from dmq_fx.recipe.language import Parent, Recipe
 from dmq_fx.recipe.library import BUILTIN, Library
-from dmq_fx.recipe.meaning import OVERRIDE, unused_problems
+from dmq_fx.recipe.meaning import OVERRIDE, unused_options
 from dmq_fx.recipe.merge import merge_recipes
 from dmq_fx.recipe.normal import fill_in
 from dmq_fx.recipe.overlays import ModelFacts, Overlay
 from dmq_fx.recipe.overrides import apply_override
 from dmq_fx.recipe.params import escape
-from dmq_fx.recipe.problems import Problem, raise_problems
-from dmq_fx.recipe.tree import Node
+from dmq_fx.recipe.problems import raise_problems
+from dmq_fx.recipe.tree import Node, Position
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,18 @@ def resolve(
     applied = tuple(overlay for overlay in every if model is not None and overlay.applies(model))
     tree = _merged(chain, applied)
     checker.check_whole(tree, first.file)
-    raise_problems(unused_problems(tree, first.file), first.file)
+    if not first.lock and not chain.params:
+        _check_options([_merged(chain, some) for some in ((), *((overlay,) for overlay in every))], first.file)
     tree = fill_in(tree, pass_options)
-    unused: set[Problem] = set()
+    unused: set[tuple[Position, str]] = set()
     for override in overrides:
         source = f"{OVERRIDE}{override}"
         tree = apply_override(tree, override)
         checker.check_whole(tree, source)
-        unused |= set(unused_problems(tree, source))
-        tree = fill_in(tree, pass_options)
-        unused = {problem for problem in unused if problem in unused_problems(tree, problem.where.file)}
-    raise_problems(unused, OVERRIDE.strip())
+        unused |= unused_options(tree, source).keys()
+        tree = fill_in(tree, pass_options)  # gives defaults the place of the value that they are in
+    left = [unused_options(tree, place.file).get((place, name)) for place, name in unused]
+    raise_problems([problem for problem in left if problem], OVERRIDE.strip())
     plain = tree.plain()
     document = escape(plain) if plain["dmq"] > 1 else plain
     return ResolvedRecipe(
@@ -101,6 +102,12 @@ def resolve(
         overlays=tuple(overlay.where for overlay in applied),
         conditional=bool(every),
     )
+
+
+def _check_options(trees: Sequence[Node], file: str) -> None:
+    """Raise RecipeError for options written in `file` that do nothing, neither without overlays nor with any."""
+    found = [unused_options(tree, file) for tree in trees]
+    raise_problems([problem for key, problem in found[0].items() if all(key in one for one in found)], file)
 
 
 def _merged(chain: Chain, applied: Sequence[Overlay]) -> Node:

@@ -261,7 +261,8 @@ def test_programs_that_are_no_artifacts_share_nothing(model: TracedModel, interp
     assert len(interpreted) == 2
 
 
-def test_is_asked_before_a_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+@needs_vnni
+def test_what_it_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in BACKENDS.names():
         BACKENDS.get(name).check(torch.float32)
     with pytest.raises(BackendError, match="float32 models"):

@@ -270,3 +270,13 @@ def test_reference_of_nothing_fetches_no_weights(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("dmq_fx.quality.features.load_extractor", None)
     result = dmq("reference", tmp_path / "nothing", "-o", tmp_path / "x.safetensors")
     assert result.exit_code == 2 and "there is no such file or folder" in result.stderr
+
+
+def test_a_backend_that_cannot_run_here_is_said_before_the_compile(
+    pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dmq_fx.compiler.trace", None)
+    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: False)
+    out = tmp_path / "out"
+    result = dmq("compile", "ptq/w8a8", "--model", pipeline_folder, "-o", out, "--verify-backend", "x86_int8")
+    assert result.exit_code == 2 and "needs an x86 CPU with AVX-512 and VNNI" in result.stderr and not out.exists()

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from dmq_fx.lowering.int8_weights import centred
 from dmq_fx.lowering.kernels import int8_kernels
+from dmq_fx.lowering.onednn import onednn
 from dmq_fx.lowering.parity import TOLERANCE, site_errors
 from dmq_fx.program.split import split_sites
 from dmq_fx.recipe.language import ActivationSpec, WeightSpec
@@ -277,3 +278,19 @@ def test_site_that_cannot_be_lowered_stays_as_it_is(bench: TracedModel) -> None:
         found, expected = (program.graph_module(*inputs(300)) for program in (pair.lowered, pair.fake))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@needs_vnni
+def test_weights_are_packed_for_the_images_that_they_meet() -> None:
+    """Packed for no shape, those of some sizes of image would be laid out anew in every call."""
+    layers = (
+        ("image", nn.Conv2d(CHANNELS, 4, 3, padding=1)),
+        ("image", nn.Conv2d(CHANNELS, 4, 3, stride=2)),
+        ("image", nn.Conv2d(CHANNELS, 6, 3, padding=1, groups=2)),
+        ("line", nn.Conv1d(CHANNELS, 4, 3)),
+    )
+    pair = lower(converted(grouped(traced_layers(*layers), (W8, STATIC))))
+    graph = pair.lowered.graph_module.graph
+    packed = [node.args[-1] for node in graph.nodes if node.target is onednn.qconv_prepack.default]
+    padded = [2, CHANNELS, SIZE + 2, SIZE + 2]
+    assert packed == [padded, [2, CHANNELS, SIZE, SIZE], padded, None]

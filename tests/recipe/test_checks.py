@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dmq_fx.errors import RecipeError
-from dmq_fx.recipe import problems_of, resolve
+from dmq_fx.recipe import ModelFacts, problems_of, resolve
 
 Failure = Callable[..., str]
 
@@ -267,5 +267,28 @@ def test_overrides_that_do_nothing(tmp_path: Path, pass_options: Mapping[str, ty
             resolve(path, overrides=[override], pass_options=pass_options)
         assert (caught.value.where or "").startswith(f"--set {override}")
     choice = "schemes.w4.weight.granularity=per_group"
+    with pytest.raises(RecipeError, match="percentile is for `range: percentile`, and range is mse"):
+        two = ["schemes.w4.weight.percentile=99", "schemes.w4.weight.range=mse"]
+        resolve(path, overrides=two, pass_options=pass_options)
     for overrides in ([group, choice], [choice, group], ["schemes.w4.weight={bits: 4}"]):
         resolve(path, overrides=overrides, pass_options=pass_options)
+
+
+def test_options_for_choices_that_overlays_or_parameters_make(tmp_path: Path, pass_options: Mapping[str, type]) -> None:
+    path = tmp_path / "r.yaml"
+    head = UNUSED.replace("dmq: 1", "dmq: 2")
+    overlay = "overlays:\n  - {when: {model_class: X}, schemes: {w4: {weight: {%s}}}}\n"
+    for weight, other in (
+        (", granularity: per_group, group_size: 32", "granularity: per_channel"),
+        (", percentile: 99", "range: percentile"),
+    ):
+        path.write_text(head % (weight, "") + overlay % other)
+        for model in (None, ModelFacts("X", "unet", 1), ModelFacts("Y", "unet", 1)):
+            assert resolve(path, pass_options=pass_options, model=model).conditional
+    path.write_text(head % (", percentile: 99", "") + overlay % "range: mse")
+    with pytest.raises(RecipeError, match="percentile is for `range: percentile`"):
+        resolve(path, pass_options=pass_options)
+    parameters = "params: {how: {default: minmax, choices: [minmax, percentile]}}\n"
+    path.write_text(head % (', range: "${how}", percentile: 99', "") + parameters)
+    for params in ([], ["how=percentile"]):
+        resolve(path, pass_options=pass_options, params=params)
