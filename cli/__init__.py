@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from dmq_fx.cli.bench import bench_command
@@ -43,6 +46,21 @@ for name, command in (
 ):
     app.command(name)(guarded(command))
 app.add_typer(recipe_app, name="recipe")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dmq {version('dmq-fx')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Compile quantization recipes for diffusion models."""
 
 
 def main() -> None:

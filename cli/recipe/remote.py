@@ -44,6 +44,8 @@ def remote_list(json: JsonOption = False) -> None:
         ]
         print_json({"remotes": rows})
         return
+    if not remotes:
+        typer.echo("no remotes; `dmq recipe remote add NAME ADDRESS` adds one", err=True)
     for one in remotes:
         typer.echo(f"{one.name}  {one.address.text}{'  signed only' if one.require_signed else ''}")
 

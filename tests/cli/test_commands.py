@@ -280,3 +280,8 @@ def test_a_backend_that_cannot_run_here_is_said_before_the_compile(
     out = tmp_path / "out"
     result = dmq("compile", "ptq/w8a8", "--model", pipeline_folder, "-o", out, "--verify-backend", "x86_int8")
     assert result.exit_code == 2 and "needs an x86 CPU with AVX-512 and VNNI" in result.stderr and not out.exists()
+
+
+def test_version() -> None:
+    result = dmq("--version")
+    assert result.exit_code == 0 and re.fullmatch(r"dmq \d+\.\d+\.\d+\n", result.stdout)
