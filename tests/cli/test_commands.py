@@ -249,7 +249,10 @@ def test_model_that_moved(artifact: Path, tmp_path: Path, pipeline_folder: Path)
         (("load",), "No such command"),
     ],
 )
-def test_bad_input_exits_2(arguments: tuple[str, ...], message: str) -> None:
+def test_bad_input_exits_2(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where no `out` lies
     result = dmq(*arguments)
     assert result.exit_code == 2, result.output
     assert message in plain(result.stderr)
