@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from dmq_fx.lowering.int8_weights import centred, scales_by_output, sums_by_output
 from dmq_fx.lowering.kernels import Kernel, shifts_at_run_time
 from dmq_fx.lowering.one_timestep import Rows
-from dmq_fx.lowering.onednn import onednn
+from dmq_fx.lowering.onednn import onednn, shape_to_pack_for
 from dmq_fx.numerics import IntegerGrid
 from dmq_fx.planning import PlannedSite
 from dmq_fx.program.convert_activations import dequantize_factor_name, quantize_factor_name
@@ -109,7 +109,7 @@ class _Lowering:
         tail = (scale, zeros, self._corrected_bias(planned, activation, given.get("bias")), *where)
         if shifts_at_run_time(self.program, activation):
             return self.graph.call_function(dmq.qconv_shifted.default, (*head, weight, *tail, torch.float32))
-        shape = _shape_read(node, channels, padded or (0,) * dim)
+        shape = shape_to_pack_for(node, channels, padded or (0,) * dim)
         packed = self.graph.call_function(onednn.qconv_prepack.default, (weight, scale, 1.0, 0, *where, shape))
         kernel = onednn.qconv_pointwise.tensor if activation.spec.per_timestep else onednn.qconv_pointwise.default
         return self.graph.call_function(kernel, (*head, packed, *tail, 1.0, 0, torch.float32, "none", [], ""))
@@ -334,22 +334,6 @@ def _offset(activation: Activation) -> int:
 def _bounds(activation: Activation) -> tuple[int, int]:
     grid = IntegerGrid(activation.spec.bits, activation.spec.symmetric)
     return grid.qmin + _offset(activation), grid.qmax + _offset(activation)
-
-
-def _shape_read(node: fx.Node, channels: int, padded: tuple[int, ...]) -> list[int] | None:
-    """Shape of an image that a convolution reads, for a batch of two; None if it is not known.
-
-    Weights are laid out for it: those of another size of image may have to be laid out anew in every call, which can
-    take several times as long as all the rest. The batch changes nothing but for images of few pixels.
-    """
-    source = node.args[0]
-    value = source.meta.get("val") if isinstance(source, fx.Node) else None
-    if value is None or value.dim() != 4:
-        return None
-    sizes = [size if isinstance(size, int) else size.node.hint for size in value.shape[2:]]
-    if any(size is None for size in sizes):
-        return None
-    return [2, channels, *(int(size) + 2 * more for size, more in zip(sizes, padded, strict=True))]
 
 
 def _per_axis(value: Any, dim: int) -> list[int]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 import torch._inductor.fx_passes.mkldnn_fusion
-from torch import Tensor
+from torch import Tensor, fx
 
 from dmq_fx.lowering.shifted import SHIFTED
 
@@ -50,3 +50,20 @@ KERNEL_CALLS = (
     *SHIFTED,
 )
 """Every operator that a site's kernel is called by."""
+
+
+def shape_to_pack_for(node: fx.Node, channels: int, padded: tuple[int, ...]) -> list[int] | None:
+    """Shape of an image that a convolution reads, for a batch of two; None if it is not known, or no image.
+
+    padded: pixels that the image has been given on each side already. Weights are laid out for it: those of another
+    size of image may have to be laid out anew in every call, which can take several times as long as all the rest. The
+    batch changes nothing but for images of few pixels.
+    """
+    source = node.args[0]
+    value = source.meta.get("val") if isinstance(source, fx.Node) else None
+    if value is None or value.dim() != 4:
+        return None
+    sizes = [size if isinstance(size, int) else size.node.hint for size in value.shape[2:]]
+    if any(size is None for size in sizes):
+        return None
+    return [2, channels, *(int(size) + 2 * more for size, more in zip(sizes, padded, strict=True))]
