@@ -7,6 +7,9 @@ from dataclasses import dataclass
 OPS = ("conv1d", "conv2d", "conv3d", "linear", "attention", "matmul")
 """What a site computes. `attention` is a fused scaled dot product, `matmul` a product of two activations."""
 
+PRODUCTS = ("scores", "values")
+"""The two products of an attention that is written out (`split_attention`)."""
+
 ROLES = (
     "first",
     "last",

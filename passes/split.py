@@ -5,14 +5,12 @@ Q-Diffusion (arXiv:2302.04304), section 4.3; DMQ's released scripts turn it on a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dmq_fx.pass_api import PASSES, PassResult
-from dmq_fx.planning import Plan, PlannedSite
 from dmq_fx.program.program import PassContext, Program
-from dmq_fx.program.split import split_sites, why_not_split
+from dmq_fx.program.split import split_in_plan, why_not_split
 from dmq_fx.recipe.language import option
-from dmq_fx.sites import Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +47,4 @@ def rewrite(program: Program, options: SplitOptions) -> PassResult:
     """Split the sites that can be, in place."""
     sites = tuple(planned.site for planned in program.plan.sites)
     wanted = [p for p in program.plan.for_pass("split") if options.sites in p.site.roles]
-    reasons = {p.name: why_not_split(p.site, sites, program.traced) for p in wanted}
-    names = [name for name, reason in reasons.items() if reason is None]
-    traced, split = split_sites(program.traced, sites, names)
-    by_name = {planned.name: planned for planned in program.plan.sites}
-    program.rewrite(traced, Plan(tuple(_planned(site, by_name) for site in split), program.plan.parameters), names)
-    return PassResult(tuple(names), {"left": {name: reason for name, reason in reasons.items() if reason}})
-
-
-def _planned(site: Site, by_name: dict[str, PlannedSite]) -> PlannedSite:
-    found = by_name.get(site.name) or by_name[site.name.rpartition(".")[0]]
-    return replace(found, site=site)
+    return split_in_plan(program, {p.name: why_not_split(p.site, sites, program.traced) for p in wanted})

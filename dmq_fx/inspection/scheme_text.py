@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dmq_fx.sites import PRODUCTS
+
 FULL_PRECISION = "full precision"
 
 
@@ -51,7 +53,7 @@ def fold_text(folds: Mapping[str, Any] | None) -> str:
     if shift := folds.get("shift"):
         parts.append(f"2^k ≤ {shift['max']} ({shift['share']:.0%} of channels) in {shift['in']}")
     if "split" in folds:
-        parts.append(f"{folds['split']} half")
+        parts.append(f"{folds['split']} {'product' if folds['split'] in PRODUCTS else 'half'}")
     if "bias" in folds:
         parts.append(f"bias {folds['bias']}")
     if zero_point := folds.get("zero_point"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dmq_fx.recipe.build import build
@@ -44,12 +44,13 @@ def site_of(row: Mapping[str, Any]) -> Site:
 
 
 def whole_sites(row: Mapping[str, Any], splits: Sequence[str] = ()) -> list[Site]:
-    """The site that the rules were asked about: of a half of a split one, the whole."""
+    """The site that the rules were asked about: of a part of a split one, the whole."""
     site = site_of(row)
     base = site.name.rpartition(".")[0]
     if base not in splits:
         return [site]
-    return [Site(**{**vars(site), "name": base}), site]
+    op = site.op if site.weight else "attention"  # which becomes two products
+    return [replace(site, name=base, op=op), site]
 
 
 def rule_reasons(files: Sequence[tuple[str, Node]], sites: Sequence[Site], decided: str | None) -> list[Reason]:

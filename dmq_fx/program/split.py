@@ -1,20 +1,25 @@
 """Split sites that read a decoder/encoder concat: each half gets ranges and weights of its own.
 
 conv(cat(a, b), W) = conv(a, W[:, :ca]) + conv(b, W[:, ca:]), as Q-Diffusion's split (arXiv:2302.04304, section 4.3) and
-integer kernels have it. The rewrite is one of the full-precision graph: what comes after sees two ordinary sites.
+integer kernels have it. The rewrite is one of the full-precision graph: what comes after sees two ordinary sites. Fused
+attention becomes two sites likewise (`split_attention`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from dmq_fx.pass_api import PassResult
+from dmq_fx.planning import Plan, PlannedSite
 from dmq_fx.program.graph_tools import call_arguments, finish, get_tensor, nodes_by_name, set_buffer, working_copy
+from dmq_fx.program.program import Program
+from dmq_fx.program.split_attention import write_out
 from dmq_fx.sites import Site
 from dmq_fx.tracing import TracedModel
 
@@ -39,7 +44,8 @@ def split_sites(
     """A copy of the graph in which each site of `names` is two, `NAME.decoder` and `NAME.encoder`, and their sum.
 
     The halves have weights `NAME.decoder.weight` [out, decoder channels, ...] and `NAME.encoder.weight`; the bias
-    stays with the decoder's. Returns the graph and its sites, in execution order.
+    stays with the decoder's. Fused attention becomes `NAME.scores` and `NAME.values` (`write_out`). Returns the graph
+    and its sites, in execution order.
     """
     if not names:
         return traced, tuple(sites)
@@ -47,9 +53,30 @@ def split_sites(
     nodes = nodes_by_name(module.graph)
     found: list[Site] = []
     for site in sites:
-        found += _split(module, nodes[site.node], site) if site.name in names else [site]
+        if site.name not in names:
+            found.append(site)
+        elif site.op == "attention":
+            found += write_out(nodes[site.node], site)
+        else:
+            found += _split(module, nodes[site.node], site)
     finish(module)
     return replace(traced, graph_module=module), tuple(found)
+
+
+def split_in_plan(program: Program, reasons: Mapping[str, str | None]) -> PassResult:
+    """Split sites of a program, in place. reasons: why each must stay as it is, None if it need not, by name."""
+    names = [name for name, reason in reasons.items() if reason is None]
+    sites = tuple(planned.site for planned in program.plan.sites)
+    traced, split = split_sites(program.traced, sites, names)
+    by_name = program.plan.by_name
+    plan = Plan(tuple(_planned(site, by_name) for site in split), program.plan.parameters)
+    program.rewrite(traced, plan, names)
+    return PassResult(tuple(names), {"left": {name: reason for name, reason in reasons.items() if reason}})
+
+
+def _planned(site: Site, by_name: dict[str, PlannedSite]) -> PlannedSite:
+    found = by_name.get(site.name) or by_name[site.name.rpartition(".")[0]]
+    return replace(found, site=site)
 
 
 def _split(module: fx.GraphModule, node: fx.Node, site: Site) -> list[Site]:
