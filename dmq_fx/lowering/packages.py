@@ -34,6 +34,7 @@ FORMAT = 1
 NOTE = "package.json"
 PARTIAL = ".partial-"
 PARTIAL_SECONDS = 24 * 3600
+CODE_SUFFIXES = (".py", ".cpp", ".h")
 
 
 def machine() -> dict[str, Any]:
@@ -60,7 +61,7 @@ def source_digest() -> str:
     for name in ("dmq_fx", "dmq_fx.backends"):
         spec = find_spec(name)
         for folder in (spec.submodule_search_locations if spec else None) or ():
-            for path in sorted(Path(folder).rglob("*.py")):
+            for path in sorted(path for path in Path(folder).rglob("*") if path.suffix in CODE_SUFFIXES):
                 found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return found.hexdigest()
 
