@@ -94,7 +94,7 @@ struct Plain {
                 const int32_t sum = dot(work.differences, packed.values + e * a.keys, a.keys);
                 output[e] = static_cast<float>(sum) * call.result_scale;
             }
-            call.keep(work.scores, 0, work.integers, rows, r);
+            if (a.scores) call.keep(work.scores, 0, work.integers, rows, r);
         }
     }
 

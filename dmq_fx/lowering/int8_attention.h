@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-// Strides are of batch, head and row, in elements; `scores` and `probabilities` may be null.
+// Strides are of batch, head and row, in elements; `scores` and `probabilities` may be null, both.
 struct Attention {
     const uint8_t *query, *key, *value;
     float *output, *scores;
@@ -22,6 +22,7 @@ namespace {
 
 constexpr int64_t LANES = 64;         // partial sums of a row's exponentials
 constexpr int64_t BLOCK = 24;         // rows of queries that are computed together
+constexpr int32_t LEAST = -(1 << 30);  // a score of no key, below all others; the difference of two fits in int32
 constexpr float MOST = 1073741824.f;  // far beyond every integer, and an int32 can still hold it
 constexpr float COEFFICIENTS[] = {0.6931512951850891f, 0.24016444385051727f, 0.05579991266131401f,
                                   0.009017031639814377f, 0.0018671297002583742f};
@@ -72,13 +73,11 @@ struct Call {
         return a.output + ((rows.batch * a.queries + rows.first + r) * a.heads + rows.head) * a.value_width;
     }
 
-    // Hands out scores that are less by `missing` than they should be, and integers of probabilities, where wanted.
+    // Hands out scores that are less by `missing` than they should be, and integers of probabilities.
     void keep(const int32_t* scores, int32_t missing, const uint8_t* integers, const Rows& rows, int64_t r) const {
         const int64_t start = ((rows.batch * a.heads + rows.head) * a.queries + rows.first + r) * a.keys;
-        if (a.scores)
-            for (int64_t m = 0; m < a.keys; ++m)
-                a.scores[start + m] = static_cast<float>(scores[m] + missing) * factor;
-        if (a.probabilities) std::memcpy(a.probabilities + start, integers, a.keys);
+        for (int64_t m = 0; m < a.keys; ++m) a.scores[start + m] = static_cast<float>(scores[m] + missing) * factor;
+        std::memcpy(a.probabilities + start, integers, a.keys);
     }
 };
 

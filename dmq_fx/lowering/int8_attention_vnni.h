@@ -2,6 +2,7 @@
 #pragma once
 
 #include <numeric>
+#include <utility>
 
 #include "int8_attention.h"
 
@@ -9,14 +10,26 @@
 #define DMQ_VNNI 1
 #include <immintrin.h>
 
-#define INLINE inline __attribute__((always_inline))
+#define LAMBDA __attribute__((always_inline))
+#define INLINE inline LAMBDA
 
 namespace {
+
+template <typename F, int... I>
+INLINE void repeat(F f, std::integer_sequence<int, I...>) {
+    (f(std::integral_constant<int, I>{}), ...);
+}
+
+// Calls f with each of 0 to N - 1 as a constant: a loop that is unrolled before arrays are given registers.
+template <int N, typename F>
+INLINE void repeat(F f) {
+    repeat(f, std::make_integer_sequence<int, N>{});
+}
 
 // Bytes of keys and values are packed less 128, as vpdpbusd multiplies unsigned bytes by signed ones. A panel is a few
 // tiles of 16 columns (keys, or elements of a value), [steps][tiles][16][4]; what is padded is zero.
 struct Vnni {
-    static constexpr int KEY_ROWS = 6, KEY_TILES = 4, VALUE_ROWS = 8, VALUE_TILES = 3;
+    static constexpr int KEY_ROWS = 4, KEY_TILES = 4, VALUE_ROWS = 8, VALUE_TILES = 3;
 
     struct Packed {
         int64_t key_steps, key_tiles, value_steps, value_tiles;
@@ -63,6 +76,17 @@ struct Vnni {
         _mm512_storeu_si512(start, _mm512_mullo_epi32(sum, _mm512_set1_epi32(-zero_point)));
     }
 
+    // Four bytes less 128, zero where fewer are left.
+    static INLINE void store_four(int8_t* found, const uint8_t* bytes, int64_t left) {
+        uint32_t four = 0x80808080u;
+        if (left >= 4)
+            std::memcpy(&four, bytes, 4);
+        else
+            for (int64_t i = 0; i < left; ++i) std::memcpy(reinterpret_cast<char*>(&four) + i, bytes + i, 1);
+        four ^= 0x80808080u;
+        std::memcpy(found, &four, 4);
+    }
+
     static void pack_keys(const Call& call, const Packed& packed, int64_t batch, int64_t head) {
         const Attention& a = call.a;
         for (int64_t tile = 0; tile < packed.key_tiles; ++tile) {
@@ -71,17 +95,16 @@ struct Vnni {
             int8_t* panel = packed.keys + first * packed.key_steps * 64 + (tile - first) * 64;
             for (int64_t i = 0; i < 16; ++i) {
                 const int64_t m = tile * 16 + i;
-                const uint8_t* key = m < a.keys ? row_of(a.key, a.key_stride, batch, head, m) : nullptr;
-                for (int64_t step = 0; step < packed.key_steps; ++step) {
-                    uint32_t four = 0x80808080u;
-                    if (key) std::memcpy(&four, key + step * 4, std::min<int64_t>(4, a.width - step * 4));
-                    four ^= 0x80808080u;
-                    std::memcpy(panel + step * step_bytes + i * 4, &four, 4);
-                }
+                const uint8_t* key = row_of(a.key, a.key_stride, batch, head, std::min(m, a.keys - 1));
+                const int64_t width = m < a.keys ? a.width : 0;
+                int8_t* found = panel + i * 4;
+                for (int64_t step = 0; step < packed.key_steps; ++step, found += step_bytes)
+                    store_four(found, key + step * 4, width - step * 4);
             }
             const __m512i sum = columns_of(panel, packed.key_steps, step_bytes);
             store_start(packed.key_start + tile * 16, sum, a.width, a.zero_points[0], a.zero_points[1]);
         }
+        std::fill(packed.key_start + a.keys, packed.key_start + packed.key_tiles * 16, LEAST);
     }
 
     static void pack_values(const Call& call, const Packed& packed, int64_t batch, int64_t head) {
@@ -117,26 +140,22 @@ struct Vnni {
     template <int R, int C>
     static INLINE void multiply(const uint8_t* rows, int64_t stride, const int8_t* panel, int64_t steps,
                                 const int32_t* start, __m512i (&sums)[R][C]) {
-#pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) {
+        repeat<C>([&](auto c) LAMBDA {
             const __m512i first = _mm512_loadu_si512(start + 16 * c);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) sums[r][c] = first;
-        }
-#pragma GCC unroll 1
+            repeat<R>([&](auto r) LAMBDA { sums[r][c] = first; });
+        });
         for (int64_t step = 0; step < steps; ++step) {
             __m512i columns[C];
-#pragma GCC unroll 8
-            for (int c = 0; c < C; ++c) columns[c] = _mm512_loadu_si512(panel + (step * C + c) * 64);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) {
+            repeat<C>([&](auto c) LAMBDA { columns[c] = _mm512_loadu_si512(panel + (step * C + c) * 64); });
+            repeat<R>([&](auto r) LAMBDA {
                 int32_t four;
                 std::memcpy(&four, rows + r * stride + step * 4, 4);
                 const __m512i row = _mm512_set1_epi32(four);
-#pragma GCC unroll 8
-                for (int c = 0; c < C; ++c) sums[r][c] = _mm512_dpbusd_epi32(sums[r][c], row, columns[c]);
-            }
+                repeat<C>([&](auto c) LAMBDA { sums[r][c] = _mm512_dpbusd_epi32(sums[r][c], row, columns[c]); });
+            });
         }
+        // gcc would keep each sum twice, as 32-bit and as 64-bit integers, and run out of registers.
+        repeat<R>([&](auto r) LAMBDA { repeat<C>([&](auto c) LAMBDA { asm("" : "+v"(sums[r][c])); }); });
     }
 
     template <int C>
@@ -146,17 +165,15 @@ struct Vnni {
             __m512i sums[KEY_ROWS][C];
             multiply<KEY_ROWS, C>(work.queries + first * work.query_stride, work.query_stride, panel,
                                   packed.key_steps, packed.key_start + tile * 16, sums);
-#pragma GCC unroll 8
-            for (int r = 0; r < KEY_ROWS; ++r) {
+            repeat<KEY_ROWS>([&](auto r) LAMBDA {
                 int32_t* found = work.scores + (first + r) * work.score_stride + tile * 16;
                 __m512i largest = most[first + r];
-#pragma GCC unroll 8
-                for (int c = 0; c < C; ++c) {
+                repeat<C>([&](auto c) LAMBDA {
                     _mm512_storeu_si512(found + 16 * c, sums[r][c]);
                     largest = _mm512_max_epi32(largest, sums[r][c]);
-                }
+                });
                 most[first + r] = largest;
-            }
+            });
         }
     }
 
@@ -175,13 +192,13 @@ struct Vnni {
         __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
         int64_t m = 0;
         for (; m + LANES <= keys; m += LANES) {
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i) {
+            repeat<4>([&](auto i) LAMBDA {
                 const __m512 share = exponential(_mm512_loadu_si512(scores + m + 16 * i), most, by);
                 _mm512_storeu_ps(shares + m + 16 * i, share);
                 sums[i] = _mm512_add_ps(sums[i], share);
-            }
+            });
         }
+        std::fill(shares + m, shares + ceil_div(keys, LANES) * LANES, 0.f);  // what was there may be slow to multiply
         for (int i = 0; m < keys; ++i, m += 16) {
             const __mmask16 there = (1u << std::min<int64_t>(16, keys - m)) - 1;
             const __m512i some = _mm512_maskz_loadu_epi32(there, scores + m);
@@ -207,9 +224,9 @@ struct Vnni {
         __m512i sum = _mm512_setzero_si512();
         for (int64_t m = 0; m < a.keys; m += LANES) {
             __m512i four[4];
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i)
+            repeat<4>([&](auto i) LAMBDA {
                 four[i] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(shares + m + 16 * i), factor));
+            });
             const __m512i low = _mm512_adds_epi16(_mm512_packs_epi32(four[0], four[1]), zero_point);
             const __m512i high = _mm512_adds_epi16(_mm512_packs_epi32(four[2], four[3]), zero_point);
             __m512i row = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
@@ -229,19 +246,17 @@ struct Vnni {
             __m512i sums[VALUE_ROWS][C];
             multiply<VALUE_ROWS, C>(work.integers + first * work.integer_stride, work.integer_stride, panel,
                                     packed.value_steps, packed.value_start + tile * 16, sums);
-#pragma GCC unroll 8
-            for (int r = 0; r < VALUE_ROWS; ++r) {
-                if (first + r >= rows.count) break;
+            repeat<VALUE_ROWS>([&](auto r) LAMBDA {
+                if (first + r >= rows.count) return;
                 float* found = call.output(rows, first + r) + tile * 16;
                 const __m512i row_part = _mm512_set1_epi32(row_parts[first + r]);
-#pragma GCC unroll 8
-                for (int c = 0; c < C; ++c) {
+                repeat<C>([&](auto c) LAMBDA {
                     const int64_t left = std::min<int64_t>(16, call.a.value_width - (tile + c) * 16);
                     const __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[r][c], row_part));
                     const __m512 scaled = _mm512_mul_ps(sum, _mm512_set1_ps(call.result_scale));
                     _mm512_mask_storeu_ps(found + 16 * c, (1u << left) - 1, scaled);
-                }
-            }
+                });
+            });
         }
     }
 
@@ -258,6 +273,7 @@ struct Vnni {
             const float sum = exponentials(scores, largest, call.log2_factor, a.keys, work.shares);
             const int32_t of_integers = integers_of(call, work.shares, 1.f / sum * call.reciprocal, integers);
             row_parts[r] = of_integers * (128 - a.zero_points[3]);
+            if (!a.scores) continue;
             const uint8_t* query = work.queries + r * work.query_stride;
             const int32_t of_query = std::accumulate(query, query + a.width, 0);
             call.keep(scores, of_query * (128 - a.zero_points[1]), integers, rows, r);

@@ -277,6 +277,17 @@ def test_machine_is_what_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> Non
     assert machine() != found
 
 
+@pytest.mark.parametrize("name", ["a.py", "a.cpp", "a.h", "a.md"])
+def test_the_source_of_kernels_counts(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Package:
+        submodule_search_locations = (str(tmp_path),)
+
+    monkeypatch.setattr(packages_file, "find_spec", lambda name: Package)
+    before = packages_file.source_digest.__wrapped__()
+    (tmp_path / name).write_text("code")
+    assert (packages_file.source_digest.__wrapped__() != before) == (name != "a.md")
+
+
 def test_default_place_is_the_users_cache() -> None:
     assert PackageCache().root.parts[-2:] == ("dmq", "packages")
     assert Path(os.environ["XDG_CACHE_HOME"]) in PackageCache().root.parents or os.name == "nt"
