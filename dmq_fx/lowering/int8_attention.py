@@ -34,7 +34,7 @@ _NAME = "dmq::int8_attention"
 _library = torch.library.Library("dmq", "FRAGMENT")
 _library.define(
     "int8_attention(Tensor query, Tensor key, Tensor value, Tensor scales, Tensor zero_points, float scale, "
-    "int smallest, int largest) -> Tensor"
+    "int smallest, int largest, ScalarType? output_dtype=None) -> Tensor"
 )
 
 
@@ -74,6 +74,7 @@ def int8_attention(
     scale: float,
     smallest: int,
     largest: int,
+    output_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """softmax(scale * q k') v of dequantized integers; the probabilities are quantized, too, once a row is complete.
 
@@ -81,19 +82,23 @@ def int8_attention(
     keys, value width]. scales: float32 [4] of query, key, probabilities and value; zero_points: integers [4] in 0..255,
     in the same order. smallest, largest: bounds of the probabilities' integers, within 0..255.
 
-    float32 [batch, heads, queries, value width], a transposed view of contiguous [batch, queries, heads, value width].
-    By plain torch where there is no C++ compiler, with one warning. Raises BackendError on anything else than these.
+    [batch, heads, queries, value width], in float32 unless told otherwise, a transposed view of contiguous [batch,
+    queries, heads, value width]. By plain torch where there is no C++ compiler, with one warning. Raises BackendError
+    on anything else than these.
     """
     given = (query, key, value, scales, zero_points, scale, smallest, largest)
     _require(*given)
     kernel = _kernel_if_any()
-    return _run(kernel, *given).output if kernel else _reference(*given)
+    return (_run(kernel, *given).output if kernel else _reference(*given)).to(output_dtype or torch.float32)
 
 
 @torch.library.impl(_library, "int8_attention", "Meta")
-def _fake_int8_attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+def _fake_int8_attention(
+    query: Tensor, key: Tensor, value: Tensor, *rest: Any, output_dtype: torch.dtype | None = None
+) -> Tensor:
     batch, heads, queries, _ = query.shape
-    return query.new_empty((batch, queries, heads, value.shape[-1]), dtype=torch.float32).transpose(1, 2)
+    dtype = rest[5] if len(rest) > 5 else output_dtype
+    return query.new_empty((batch, queries, heads, value.shape[-1]), dtype=dtype or torch.float32).transpose(1, 2)
 
 
 def attention_parts(
@@ -282,3 +287,4 @@ def _error(message: str) -> BackendError:
 
 
 INT8_ATTENTION = torch.ops.dmq.int8_attention.default
+"""The operator, as graphs call it."""

@@ -1,8 +1,4 @@
-"""Sites of a quantized graph become calls of int8 kernels.
-
-In front of a kernel stand the same arithmetic and the same order of operations that fake quantization has, so that both
-make the same integers: multiply by the reciprocal of the scale, round half to even, add the zero point, clamp.
-"""
+"""Sites of a quantized graph become calls of int8 kernels, with the integers of fake quantization in front of them."""
 
 from __future__ import annotations
 
@@ -12,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from dmq_fx.lowering.attention_sites import lower_attention, written_out_attention
 from dmq_fx.lowering.int8_weights import centred, scales_by_output, sums_by_output
+from dmq_fx.lowering.integers import before, bounds_of, integers_before, offset_of
 from dmq_fx.lowering.kernels import Kernel, shifts_at_run_time
 from dmq_fx.lowering.one_timestep import Rows
 from dmq_fx.lowering.onednn import onednn, shape_to_pack_for
-from dmq_fx.numerics import IntegerGrid
 from dmq_fx.planning import PlannedSite
 from dmq_fx.program.convert_activations import dequantize_factor_name, quantize_factor_name
 from dmq_fx.program.convert_weights import placed_weights
@@ -42,9 +39,9 @@ def lower_sites(program: Program, kernels: Mapping[str, Kernel]) -> dict[str, st
     """Replace the sites that have a kernel, in place; the kernels that were reached, by site.
 
     The graph is for samples of one timestep from then on (`Rows`). A site's node says so in `meta["dmq"]`: `site` and
-    `kernel`.
+    `kernel`, and in `with` the sites that it computes beside that one.
     """
-    lowering = _Lowering(program)
+    lowering = Lowering(program)
     for planned in program.plan.sites:
         if kernels[planned.name].name:
             lowering.site(planned, str(kernels[planned.name].name))
@@ -56,10 +53,11 @@ def lower_sites(program: Program, kernels: Mapping[str, Kernel]) -> dict[str, st
 def reached_kernels(graph: fx.Graph) -> dict[str, str]:
     """The kernels that a graph calls, by site."""
     facts = [node.meta.get("dmq", {}) for node in graph.nodes]
-    return {str(fact["site"]): str(fact["kernel"]) for fact in facts if "kernel" in fact}
+    calls = [fact for fact in facts if "kernel" in fact]
+    return {str(site): str(fact["kernel"]) for fact in calls for site in (fact["site"], *fact.get("with", ()))}
 
 
-class _Lowering:
+class Lowering:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.module = program.graph_module
@@ -67,6 +65,8 @@ class _Lowering:
         self.nodes = nodes_by_name(self.graph)
         self.rows = Rows(program)
         self.weights = placed_weights(program)
+        self.planned = {planned.site.node: planned for planned in program.plan.sites}
+        self.attention = written_out_attention(program.traced.graph)
         self.integers: dict[tuple[int, tuple[int, ...]], fx.Node] = {}
         self.quantizers = {
             node.meta["dmq"]["activation"]: node
@@ -75,6 +75,11 @@ class _Lowering:
         }
 
     def site(self, planned: PlannedSite, kernel: str) -> None:
+        if planned.site.weight is None:
+            pair = self.attention.get(planned.site.node)
+            if pair is not None and pair.values.name == planned.site.node:
+                lower_attention(self, pair)
+            return
         activation = self.program.activation_of(planned, 0)
         assert activation is not None
         node = self.nodes[planned.site.node]
@@ -94,10 +99,10 @@ class _Lowering:
         groups = given.get("groups", 1)
         if {*planned.site.shape[2:], *stride, groups} == {1} and not any(padding):
             return self._pointwise(planned, activation, given.get("bias"), dim)
-        padded = tuple(padding) if any(padding) and self._zero_points(activation).any() else ()
+        padded = tuple(padding) if any(padding) and self.zero_points_of(activation).any() else ()
         if padded:
             padding = [0] * dim
-        x = self._integers(activation, padded)
+        x = self.integers_of(activation, padded)
         where = (stride, padding, dilation, groups)
         weight, scale, zeros = self._weight(planned, activation)
         channels = planned.site.shape[1] * groups
@@ -105,7 +110,7 @@ class _Lowering:
             channels = 2
             x, weight = (self._second_channel(part, dim) for part in (x, weight))
         zero = self.rows.zero if activation.spec.per_timestep else 0
-        head = (x, self._scale(activation), zero)
+        head = (x, self.scale_of(activation), zero)
         tail = (scale, zeros, self._corrected_bias(planned, activation, given.get("bias")), *where)
         if shifts_at_run_time(self.program, activation):
             return self.graph.call_function(dmq.qconv_shifted.default, (*head, weight, *tail, torch.float32))
@@ -125,12 +130,12 @@ class _Lowering:
     def _pointwise(self, planned: PlannedSite, activation: Activation, bias: fx.Node | None, dim: int) -> fx.Node:
         """A convolution of single pixels is a product of matrices; where channels are last, without a copy."""
         last, first = [0, *range(2, 2 + dim), 1], [0, 1 + dim, *range(1, 1 + dim)]
-        x = self.graph.call_function(aten.permute.default, (self._integers(activation), last))
+        x = self.graph.call_function(aten.permute.default, (self.integers_of(activation), last))
         y = self._product(x, planned, activation, bias)
         return self.graph.call_function(aten.permute.default, (y, first))
 
     def _linear(self, node: fx.Node, planned: PlannedSite, activation: Activation) -> fx.Node:
-        return self._product(self._integers(activation), planned, activation, call_arguments(node).get("bias"))
+        return self._product(self.integers_of(activation), planned, activation, call_arguments(node).get("bias"))
 
     def _product(self, x: fx.Node, planned: PlannedSite, activation: Activation, bias: fx.Node | None) -> fx.Node:
         """x [..., in] times the weights, with the activation's zero point (packed weights hold their sums)."""
@@ -140,8 +145,7 @@ class _Lowering:
             self.graph.call_function(aten.flatten.using_ints, (weight, 1)) if len(planned.site.shape) > 2 else weight
         )
         by_slot = activation.spec.per_timestep
-        zero = self._zero_point(activation) if by_slot else int(self._zero_points(activation)[0])
-        head, tail = (x, self._scale(activation), zero), (scale, zeros, bias)
+        head, tail = (x, self.scale_of(activation), self.zero_point_of(activation)), (scale, zeros, bias)
         if shifts_at_run_time(self.program, activation):
             return self.graph.call_function(dmq.qlinear_shifted.default, (*head, weight, *tail, torch.float32))
         packed = self.graph.call_function(onednn.qlinear_prepack.default, (weight, None))
@@ -153,13 +157,13 @@ class _Lowering:
         name = planned.site.weight or ""
         held = self.weights[name]
         out = held.integers.shape[0]
-        integers = self._tensor(f"{name}_int8", centred(held))
+        integers = self.tensor(f"{name}_int8", centred(held))
         if shifts_at_run_time(self.program, activation):
             integers = self._shifted(integers, activation, held.integers.dim())
         return (
             integers,
-            self._tensor(f"{name}_int8_scale", scales_by_output(held)),
-            self._tensor(f"{name}_int8_zero_point", torch.zeros(out, dtype=torch.int64)),
+            self.tensor(f"{name}_int8_scale", scales_by_output(held)),
+            self.tensor(f"{name}_int8_zero_point", torch.zeros(out, dtype=torch.int64)),
         )
 
     def _corrected_bias(self, planned: PlannedSite, activation: Activation, bias: fx.Node | None) -> fx.Node | None:
@@ -168,47 +172,49 @@ class _Lowering:
         Convolutions get integers with their zero point in them, and no zero point: with one they would pack their
         weights again in every call.
         """
-        if not self._zero_points(activation).any():
+        if not self.zero_points_of(activation).any():
             return bias
         held = self.weights[planned.site.weight or ""]
         name = f"{planned.name}_int8_sums"
         if not activation.spec.per_timestep:
-            scale, zero_point = self._static_scale(activation), int(self._zero_points(activation)[0])
+            scale, zero_point = self.scale_of(activation), self.zero_point_of(activation)
             sums = -scale * zero_point * sums_by_output(held)
             if bias is not None:
                 sums = sums + get_tensor(self.module, str(bias.target)).double()
-            return self._tensor(name, sums.float())
+            return self.tensor(name, sums.float())
         if shifts_at_run_time(self.program, activation):
             left = 2.0 ** (self._largest(activation) - self.program.shifts[activation.index].double())
             set_buffer(self.module, name, torch.stack([sums_by_output(held, row) for row in left]).float())
             sums = self.rows.of(name)
-            sums = self._after(sums, aten.select.int, sums, 0, 0)
+            sums = self.after(sums, aten.select.int, sums, 0, 0)
         else:
             set_buffer(self.module, name, sums_by_output(held).float())
             with self.graph.inserting_after(self.rows.slot):
                 sums = self.graph.get_attr(name)
-        scale = self._scale(activation)
-        zero_point = self._zero_point(activation)
-        product = self._after(max(scale, zero_point), aten.mul.Tensor, scale, zero_point)
-        product = self._after(max(product, sums), aten.mul.Tensor, product, sums)
-        negative = self._after(product, aten.neg.default, product)
+        scale = self.scale_of(activation)
+        zero_point = self.zero_point_of(activation)
+        product = self.after(max(scale, zero_point), aten.mul.Tensor, scale, zero_point)
+        product = self.after(max(product, sums), aten.mul.Tensor, product, sums)
+        negative = self.after(product, aten.neg.default, product)
         if bias is None:
             return negative
-        return self._after(negative, aten.add.Tensor, negative, self._early(bias))
+        return self.after(negative, aten.add.Tensor, negative, self.early(str(bias.target)))
 
-    def _early(self, bias: fx.Node) -> fx.Node:
-        """The same tensor where rows of tables are made."""
+    def early(self, name: str, value: Tensor | None = None) -> fx.Node:
+        """A tensor of the graph, perhaps a new one, where rows of tables are made."""
+        if value is not None:
+            set_buffer(self.module, name, value)
         with self.graph.inserting_before(self.rows.slot):
-            return self.graph.get_attr(str(bias.target))
+            return self.graph.get_attr(name)
 
-    def _tensor(self, name: str, value: Tensor) -> fx.Node:
+    def tensor(self, name: str, value: Tensor) -> fx.Node:
         set_buffer(self.module, name, value)
         return self.graph.get_attr(name)
 
     def _shifted(self, integers: fx.Node, activation: Activation, dim: int) -> fx.Node:
         """Weights of this timestep: input channel c shifted left by K - k_c, K the largest shift of all timesteps."""
         row = self.rows.of(dequantize_factor_name(activation))  # 2^-k
-        left = self._after(row, aten.mul.Tensor, row, 2.0 ** self._largest(activation))
+        left = self.after(row, aten.mul.Tensor, row, 2.0 ** self._largest(activation))
         shaped = self.graph.call_function(aten.reshape.default, (left, [1, -1, *([1] * (dim - 2))]))
         node = self.graph.call_function(aten.to.dtype, (integers, torch.float32))
         node = record(self.graph.call_function(aten.mul.Tensor, (node, shaped)), kind=SHIFTED)
@@ -217,7 +223,7 @@ class _Lowering:
     def _largest(self, activation: Activation) -> int:
         return int(self.program.shifts[activation.index].max())
 
-    def _integers(self, activation: Activation, padding: tuple[int, ...] = ()) -> fx.Node:
+    def integers_of(self, activation: Activation, padding: tuple[int, ...] = ()) -> fx.Node:
         """The activation as uint8, padded with zeros: those of a signed grid begin at 0."""
         key = (activation.index, padding)
         if key not in self.integers:
@@ -226,13 +232,13 @@ class _Lowering:
 
     def _quantize(self, activation: Activation, padding: tuple[int, ...]) -> fx.Node:
         quantizer = self.quantizers[activation.index]
-        source, (low, high) = quantizer.args[0], _bounds(activation)
+        source, (low, high) = quantizer.args[0], bounds_of(activation)
         assert isinstance(source, fx.Node)
         reciprocal, zero_point = self._reciprocal(activation, source.meta["val"].dim())
-        source = _before(quantizer, aten.to.dtype, source, torch.float32)  # others may make it another type
+        source = before(quantizer, aten.to.dtype, source, torch.float32)  # others may make it another type
         if padding:
             amounts = [amount for amount in reversed(padding) for _ in range(2)]
-            source = _before(quantizer, aten.constant_pad_nd.default, source, amounts)
+            source = before(quantizer, aten.constant_pad_nd.default, source, amounts)
         return integers_before(quantizer, source, reciprocal, zero_point, (low, high), torch.uint8)
 
     def _reciprocal(self, activation: Activation, dim: int) -> tuple[Any, Any]:
@@ -241,7 +247,7 @@ class _Lowering:
         factors = channel_factors(program, activation)
         if not activation.spec.per_timestep:
             scale, zero_point = (part[0] for part in program.qparams[activation.index])
-            zero = int(zero_point) + _offset(activation)
+            zero = int(zero_point) + offset_of(activation)
             if factors is None:
                 return 1.0 / float(scale), zero
             by_channel = 1.0 / (scale.cpu() * factors.quantize[0])
@@ -252,7 +258,7 @@ class _Lowering:
         scale = self.rows.scale(activation)
         if factors is not None:
             scale = self._by_channel(activation, factors, scale, dim)
-        return self._after(scale, aten.reciprocal.default, scale), self._zero_point(activation)
+        return self.after(scale, aten.reciprocal.default, scale), self.zero_point_of(activation)
 
     def _by_channel(self, activation: Activation, factors: ChannelFactors, scale: fx.Node, dim: int) -> fx.Node:
         """Scale of every channel in this slot, shaped to stand beside the activation."""
@@ -263,25 +269,23 @@ class _Lowering:
             with self.graph.inserting_after(scale):
                 row = self.graph.get_attr(name)
         later = row if scale < row else scale
-        product = self._after(later, aten.mul.Tensor, scale, row)
+        product = self.after(later, aten.mul.Tensor, scale, row)
         axis = channel_axis(self.program, activation)
         assert axis is not None
-        return self._after(product, aten.reshape.default, product, [-1, *([1] * (dim - 1 - axis))])
+        return self.after(product, aten.reshape.default, product, [-1, *([1] * (dim - 1 - axis))])
 
     def _along_channels(self, activation: Activation, values: Tensor, dim: int) -> Tensor:
         axis = channel_axis(self.program, activation)
         assert axis is not None
         return values.reshape(-1, *([1] * (dim - 1 - axis)))
 
-    def _scale(self, activation: Activation) -> Any:
+    def scale_of(self, activation: Activation) -> Any:
         """Scale of the integers that a kernel reads: a number, or a node where the slot decides."""
+        factor = self._factor(activation)
         if not activation.spec.per_timestep:
-            return self._static_scale(activation)
-        scale, factor = self.rows.scale(activation), self._factor(activation)
-        return scale if factor == 1.0 else self._after(scale, aten.mul.Tensor, scale, factor)
-
-    def _static_scale(self, activation: Activation) -> float:
-        return float(self.program.qparams[activation.index].scale[0]) * self._factor(activation)
+            return float(self.program.qparams[activation.index].scale[0]) * factor
+        scale = self.rows.scale(activation)
+        return scale if factor == 1.0 else self.after(scale, aten.mul.Tensor, scale, factor)
 
     def _factor(self, activation: Activation) -> float:
         factors = channel_factors(self.program, activation)
@@ -291,49 +295,20 @@ class _Lowering:
             return 2.0 ** -self._largest(activation)
         return factors.dequantize
 
-    def _zero_points(self, activation: Activation) -> Tensor:
+    def zero_points_of(self, activation: Activation) -> Tensor:
         """Zero points of the unsigned integers, [slots or 1]."""
-        return self.program.qparams[activation.index].zero_point.cpu() + _offset(activation)
+        return self.program.qparams[activation.index].zero_point.cpu() + offset_of(activation)
 
-    def _zero_point(self, activation: Activation) -> fx.Node:
-        """That of the slot."""
+    def zero_point_of(self, activation: Activation) -> Any:
+        """Zero point of the unsigned integers: a number, or a node where the slot decides."""
+        if not activation.spec.per_timestep:
+            return int(self.zero_points_of(activation)[0])
         zero = self.rows.zero_point(activation)
-        return self._after(zero, aten.add.Tensor, zero, _offset(activation)) if _offset(activation) else zero
+        return self.after(zero, aten.add.Tensor, zero, offset_of(activation)) if offset_of(activation) else zero
 
-    def _after(self, place: fx.Node, target: Any, *arguments: Any) -> fx.Node:
+    def after(self, place: fx.Node, target: Any, *arguments: Any) -> fx.Node:
         with self.graph.inserting_after(place):
             return record(self.graph.call_function(target, arguments), kind="table")
-
-
-def integers_before(
-    place: fx.Node, source: fx.Node, reciprocal: Any, zero_point: Any, bounds: tuple[int, int], dtype: torch.dtype
-) -> fx.Node:
-    """The integers of a float32 value, in front of `place`, operation by operation as fake quantization makes them."""
-    steps = (
-        (aten.mul.Tensor, reciprocal),
-        (aten.round.default,),
-        (aten.add.Tensor, zero_point),
-        (aten.clamp.default, *bounds),
-        (aten.to.dtype, dtype),
-    )
-    for target, *arguments in steps:
-        source = _before(place, target, source, *arguments)
-    return source
-
-
-def _before(place: fx.Node, target: Any, *arguments: Any) -> fx.Node:
-    with place.graph.inserting_before(place):
-        return record(place.graph.call_function(target, arguments), kind="integers")
-
-
-def _offset(activation: Activation) -> int:
-    """What makes the integers of a signed grid unsigned: as little as does, for sums that cancel exactly."""
-    return -IntegerGrid(activation.spec.bits, True).qmin if activation.spec.symmetric else 0
-
-
-def _bounds(activation: Activation) -> tuple[int, int]:
-    grid = IntegerGrid(activation.spec.bits, activation.spec.symmetric)
-    return grid.qmin + _offset(activation), grid.qmax + _offset(activation)
 
 
 def _per_axis(value: Any, dim: int) -> list[int]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
 
 from dmq_fx.errors import BackendError
+from dmq_fx.lowering.attention_sites import KERNEL as ATTENTION
+from dmq_fx.lowering.attention_sites import why_no_attention, written_out_attention
 from dmq_fx.planning import PlannedSite
 from dmq_fx.program.graph_tools import call_arguments, nodes_by_name
 from dmq_fx.program.program import Activation, Program
@@ -16,7 +19,7 @@ from dmq_fx.program.scaling import INT8, fits_shifted, largest_shift, sites_of
 
 aten = torch.ops.aten
 
-KERNELS = {
+KERNELS: dict[Any, str] = {
     aten.conv1d.default: "int8 conv1d",
     aten.conv2d.default: "int8 conv2d",
     aten.conv3d.default: "int8 conv3d",
@@ -43,20 +46,23 @@ def int8_kernels(program: Program) -> dict[str, Kernel]:
     integers, weights whose integers fit int8 without their zero point, with a scale for every output channel at most.
     """
     nodes = nodes_by_name(program.traced.graph)
-    return {p.name: _int8_kernel(program, p, nodes[p.site.node]) for p in program.plan.sites}
-
-
-def _int8_kernel(program: Program, planned: PlannedSite, node: fx.Node) -> Kernel:
-    reason = _why_not(program, planned, node)
-    return Kernel(None, reason) if reason else Kernel(KERNELS[node.target])  # type: ignore[index]
+    attention = written_out_attention(program.traced.graph)
+    specs = {planned.site.node: planned.activation for planned in program.plan.sites}
+    found: dict[str, Kernel] = {}
+    for planned in program.plan.sites:
+        node = nodes[planned.site.node]
+        if planned.quantized and planned.site.weight is None:
+            reason, name = why_no_attention(node, attention.get(node.name), specs), ATTENTION
+        else:
+            reason, name = _why_not(program, planned, node), KERNELS.get(node.target)
+        found[planned.name] = Kernel(None, reason) if reason else Kernel(name)
+    return found
 
 
 def _why_not(program: Program, planned: PlannedSite, node: fx.Node) -> str:
     weight, spec, target = planned.weight, planned.activation, node.target
     if weight is None and spec is None:
         return "full precision"
-    if planned.site.weight is None:
-        return "a product of two activations: its quantized inputs meet in floating point"
     if target not in KERNELS:
         return f"there is no int8 kernel for {target}"
     bias = call_arguments(node).get("bias")

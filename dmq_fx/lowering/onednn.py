@@ -12,6 +12,7 @@ import torch
 import torch._inductor.fx_passes.mkldnn_fusion
 from torch import Tensor, fx
 
+from dmq_fx.lowering.int8_attention import INT8_ATTENTION
 from dmq_fx.lowering.shifted import SHIFTED
 
 onednn = torch.ops.onednn
@@ -48,6 +49,7 @@ KERNEL_CALLS = (
     onednn.qlinear_pointwise.default,
     onednn.qlinear_pointwise.tensor,
     *SHIFTED,
+    INT8_ATTENTION,
 )
 """Every operator that a site's kernel is called by."""
 

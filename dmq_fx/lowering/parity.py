@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from dmq_fx.lowering.int8_attention import attention_parts
 from dmq_fx.program.program import Program
 
 TOLERANCE = 1e-5
@@ -63,7 +65,36 @@ class _Compare(fx.Interpreter):
         if "kernel" not in facts:
             return value
         expected = self._expected[facts["site"]]
-        difference, largest = float((value - expected).abs().max()), float(expected.abs().max())
-        error = difference / largest if largest else difference
-        self.errors[facts["site"]] = error if math.isfinite(error) else math.inf
+        if "with" not in facts:
+            self.errors[facts["site"]] = _error(value, expected)
+            return expected
+        (scores,) = facts["with"]
+        arguments, _ = self.fetch_args_kwargs_from_env(n)
+        self.errors |= zip((scores, facts["site"]), _attention_errors(arguments, self._expected[scores]), strict=True)
         return expected
+
+
+def _error(value: Tensor, expected: Tensor) -> float:
+    """max |value - expected| / max |expected|; infinite for what is no number."""
+    difference, largest = float((value - expected).abs().max()), float(expected.abs().max())
+    error = difference / largest if largest else difference
+    return error if math.isfinite(error) else math.inf
+
+
+def _attention_errors(arguments: Sequence[Any], scores: Tensor) -> tuple[float, float]:
+    """Errors of both products of an attention. scores: what the first gives in fake quantization, before its scale.
+
+    Each step is given what the kernel made in the step before. Of the second product: how far probabilities are from
+    the nearest integers, as a share of their grid, or the error of the sums, whichever is larger.
+    """
+    _, _, value, scales, zero_points, scale, low, high = arguments[:8]
+    parts = attention_parts(*arguments[:8])
+    error = 0.0
+    for place in product(*map(range, parts.scores.shape[:2])):
+        integers = parts.probabilities[place].double()
+        exact = parts.scores[place].double().softmax(-1) / scales[2].double() + zero_points[2]
+        beyond = float((integers - exact.clamp(low, high)).abs().max()) - 0.5
+        sums = (integers - zero_points[2]) @ (value[place].double() - zero_points[3])
+        expected = sums * (scales[2].double() * scales[3].double())
+        error = max(error, beyond / (high - low), _error(parts.output[place], expected))
+    return _error(parts.scores.reshape(scores.shape) / scale, scores), error

@@ -15,7 +15,7 @@ from torch import fx
 from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401  (registers the operators)
 
 from dmq_fx.lowering.fold import fold_nodes
-from dmq_fx.lowering.int8_sites import integers_before
+from dmq_fx.lowering.integers import integers_before
 from dmq_fx.lowering.kernels import Kernel
 from dmq_fx.program import Program
 from dmq_fx.program.graph_tools import record

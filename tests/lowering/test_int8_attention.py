@@ -87,6 +87,7 @@ def require_close(given: Arguments, *, portable: bool = False) -> None:
     torch.testing.assert_close(found.output.double(), expected, rtol=1e-6, atol=0)
     assert found.output.transpose(1, 2).is_contiguous()
     torch.testing.assert_close(INT8_ATTENTION(*given), found.output, rtol=0, atol=0)
+    assert torch.equal(INT8_ATTENTION(*given, torch.bfloat16), found.output.bfloat16())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
