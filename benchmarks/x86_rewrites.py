@@ -39,6 +39,7 @@ class Variant:
     name: str
     bfloat16: bool
     attention: bool
+    join: bool = True
     group_norms: bool = True
     fuse_norms: bool = True
     keep_times: bool = True
@@ -53,6 +54,7 @@ OF_BFLOAT16 = (
 VARIANTS = (
     WHOLE,
     *(OF_BFLOAT16 if FAST_BFLOAT16 else ()),
+    replace(WHOLE, name="products of one value apart", join=False),
     replace(WHOLE, name="group norms as Inductor reduces them", group_norms=False),
     replace(WHOLE, name="Inductor's limit of reads", fuse_norms=False),
     replace(WHOLE, name="time embedding in every call", keep_times=False),
@@ -63,7 +65,7 @@ VARIANTS = (
 def lowered(program: Program, variant: Variant) -> TimePart:
     """The program's graph in two parts, with the rewrites of a variant."""
     dtype = torch.bfloat16 if variant.bfloat16 else torch.float32
-    return rewrite(program, dtype, group_norms=variant.group_norms, attention=variant.attention)
+    return rewrite(program, dtype, join=variant.join, group_norms=variant.group_norms, attention=variant.attention)
 
 
 def in_time(program: Program, parts: TimePart) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:

@@ -68,6 +68,8 @@ class Lowering:
         self.planned = {planned.site.node: planned for planned in program.plan.sites}
         self.attention = written_out_attention(program.traced.graph)
         self.integers: dict[tuple[int, tuple[int, ...]], fx.Node] = {}
+        self.scales: dict[int, Any] = {}
+        self.zero_points: dict[int, Any] = {}
         self.quantizers = {
             node.meta["dmq"]["activation"]: node
             for node in reversed(self.graph.nodes)
@@ -281,6 +283,11 @@ class Lowering:
 
     def scale_of(self, activation: Activation) -> Any:
         """Scale of the integers that a kernel reads: a number, or a node where the slot decides."""
+        if activation.index not in self.scales:
+            self.scales[activation.index] = self._make_scale(activation)
+        return self.scales[activation.index]
+
+    def _make_scale(self, activation: Activation) -> Any:
         factor = self._factor(activation)
         if not activation.spec.per_timestep:
             return float(self.program.qparams[activation.index].scale[0]) * factor
@@ -301,6 +308,11 @@ class Lowering:
 
     def zero_point_of(self, activation: Activation) -> Any:
         """Zero point of the unsigned integers: a number, or a node where the slot decides."""
+        if activation.index not in self.zero_points:
+            self.zero_points[activation.index] = self._make_zero_point(activation)
+        return self.zero_points[activation.index]
+
+    def _make_zero_point(self, activation: Activation) -> Any:
         if not activation.spec.per_timestep:
             return int(self.zero_points_of(activation)[0])
         zero = self.rows.zero_point(activation)

@@ -9,6 +9,7 @@ from dmq_fx.lowering.attention import decompose_attention
 from dmq_fx.lowering.bfloat16 import to_bfloat16
 from dmq_fx.lowering.group_norm import decompose_group_norms
 from dmq_fx.lowering.int8_sites import lower_sites, reached_kernels
+from dmq_fx.lowering.joined import join_linears
 from dmq_fx.lowering.kernels import int8_kernels, require_kernels
 from dmq_fx.lowering.native import example_inputs
 from dmq_fx.lowering.time_part import TimePart, split_time_part
@@ -18,15 +19,23 @@ from dmq_fx.tracing import retarget
 
 
 def rewrite(
-    program: Program, dtype: torch.dtype, *, group_norms: bool = True, attention: bool | None = None
+    program: Program,
+    dtype: torch.dtype,
+    *,
+    join: bool = True,
+    group_norms: bool = True,
+    attention: bool | None = None,
 ) -> TimePart:
     """The program's graph with int8 kernels, split at the timestep; raises BackendError if a site missed its kernel.
 
-    group_norms, attention: write them out in smaller operations; attention in bfloat16 alone if None.
+    join: products that read one value become one. group_norms, attention: write them out in smaller operations;
+    attention in bfloat16 alone if None.
     """
     retarget(program.graph_module, "cpu")
     expected = int8_kernels(program)
     lower_sites(program, expected)
+    if join:
+        join_linears(program.graph_module)
     mark_weights(program, expected)
     parts = split_time_part(program.graph_module, program.traced)
     graphs = [part.graph for part in (parts.time, parts.body) if part is not None]
