@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 OPS = ("conv1d", "conv2d", "conv3d", "linear", "attention", "matmul")
 """What a site computes. `attention` is a fused scaled dot product, `matmul` a product of two activations."""
+
+HALVES = ("decoder", "encoder")
+"""The two sites that one which reads a concat is split into (`split`)."""
 
 PRODUCTS = ("scores", "values")
 """The two products of an attention that is written out (`split_attention`)."""
@@ -28,6 +32,12 @@ ROLES = (
     "block_out",
 )
 """What a site does in a diffusion model, found from the data flow (docs/design.md, "Trace")."""
+
+
+def part_of(name: str, splits: Collection[str]) -> str | None:
+    """Which part of a split site the site of this name is, such as `decoder` or `scores`; None if it is none."""
+    whole, _, part = name.rpartition(".")
+    return part if whole in splits and part in (*HALVES, *PRODUCTS) else None
 
 
 @dataclass(frozen=True)

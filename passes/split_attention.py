@@ -17,7 +17,7 @@ from dmq_fx.program.split_attention import why_not_written_out
 
 @dataclass(frozen=True, kw_only=True)
 class SplitAttentionOptions:
-    """`split_attention` has no options."""
+    """`split_attention` has no options: fused attention that is quantized becomes two products with its scheme."""
 
 
 @PASSES.register("split_attention")

@@ -7,19 +7,21 @@ from typing import Any
 from dmq_fx.planning import PlannedSite
 from dmq_fx.program.program import Program
 from dmq_fx.program.scaling import largest_shift
+from dmq_fx.sites import part_of
 
 
 def site_folds(program: Program, planned: PlannedSite) -> dict[str, Any]:
     """The facts that hold for a site, by name; empty where nothing was done to it.
 
     gamma: smallest and largest, and where 1 / gamma went (`norm` or `quantize`). shift: the largest k, the share of
-    channels (and timesteps) with one, and where 2^-k went (`weights` or `activation`). split: which half of a concat.
-    zero_point: smallest and largest of the input's, over the timesteps. bias: it was replaced.
+    channels (and timesteps) with one, and where 2^-k went (`weights` or `activation`). split: which half of a concat,
+    or which product of attention. zero_point: smallest and largest of the input's, over the timesteps. bias: it was
+    replaced.
     """
     folds: dict[str, Any] = {}
-    base, _, half = planned.name.rpartition(".")
-    if base in program.splits:
-        folds["split"] = half
+    part = part_of(planned.name, program.splits)
+    if part is not None:
+        folds["split"] = part
     if planned.site.bias in program.biases:
         folds["bias"] = "corrected"
     activation = program.activation_of(planned, planned.site.operands[0]) if planned.site.operands else None

@@ -11,7 +11,7 @@ from dmq_fx.recipe.build import build
 from dmq_fx.recipe.language import Rule
 from dmq_fx.recipe.matching import matches
 from dmq_fx.recipe.tree import Node
-from dmq_fx.sites import Site
+from dmq_fx.sites import PRODUCTS, Site, part_of
 
 if TYPE_CHECKING:
     from dmq_fx.recipe.chain import Chain
@@ -46,11 +46,11 @@ def site_of(row: Mapping[str, Any]) -> Site:
 def whole_sites(row: Mapping[str, Any], splits: Sequence[str] = ()) -> list[Site]:
     """The site that the rules were asked about: of a part of a split one, the whole."""
     site = site_of(row)
-    base = site.name.rpartition(".")[0]
-    if base not in splits:
+    part = part_of(site.name, splits)
+    if part is None:
         return [site]
-    op = site.op if site.weight else "attention"  # which becomes two products
-    return [replace(site, name=base, op=op), site]
+    op = "attention" if part in PRODUCTS else site.op
+    return [replace(site, name=site.name.removesuffix(f".{part}"), op=op), site]
 
 
 def rule_reasons(files: Sequence[tuple[str, Node]], sites: Sequence[Site], decided: str | None) -> list[Reason]:

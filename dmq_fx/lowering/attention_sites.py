@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from dmq_fx.lowering.int8_attention import INT8_ATTENTION, LARGEST_KEYS
+from dmq_fx.lowering.int8_attention import INT8_ATTENTION, LARGEST_KEYS, LARGEST_WIDTH
 from dmq_fx.lowering.integers import bounds_of
 from dmq_fx.program.graph_tools import call_arguments, record
 from dmq_fx.program.program import Activation
@@ -40,7 +40,7 @@ def written_out_attention(graph: fx.Graph) -> dict[str, Attention]:
     found: dict[str, Attention] = {}
     for node in graph.nodes:
         pair = _attention_of(node)
-        if pair is not None:
+        if pair is not None and not {pair.scores.name, pair.values.name} & found.keys():
             found |= {pair.scores.name: pair, pair.values.name: pair}
     return found
 
@@ -59,6 +59,9 @@ def why_no_attention(node: fx.Node, pair: Attention | None, specs: Mapping[str, 
     keys = pair.scores.meta["val"].shape[-1]
     if not isinstance(keys, int) or keys > LARGEST_KEYS:
         return f"sums over more than {LARGEST_KEYS} keys, or an unknown number of them, may not fit int32"
+    width = call_arguments(pair.scores)["self"].meta["val"].shape[-1]
+    if not isinstance(width, int) or width > LARGEST_WIDTH:
+        return f"its queries are wider than {LARGEST_WIDTH}"
     return ""
 
 
@@ -76,10 +79,10 @@ def lower_attention(lowering: Lowering, pair: Attention) -> None:
         scales, zeros = (_table(lowering, f"{values.name}.{name}", table, name) for name in ("scale", "zero_point"))
         integers[1] = graph.call_function(aten.transpose.int, (integers[1], -2, -1))
         if flat:
-            integers = [graph.call_function(aten.unsqueeze.default, (x, 0)) for x in integers]
+            integers = [graph.call_function(aten.unsqueeze.default, (x, 1)) for x in integers]
         tail = (scales, zeros, pair.scale, *bounds_of(shares), torch.float32)
         call = graph.call_function(INT8_ATTENTION, (*integers, *tail))
-        result = graph.call_function(aten.squeeze.dim, (call, 0)) if flat else call
+        result = graph.call_function(aten.squeeze.dim, (call, 1)) if flat else call
     result.meta = dict(node.meta)
     call.meta = dict(node.meta)
     record(call, kind="kernel", kernel=KERNEL, site=values.name, **{"with": (scores.name,)})

@@ -22,6 +22,7 @@ from dmq_fx.program.graph_tools import (
     drop_unread_tensors,
     finish,
     get_tensor,
+    let_views_copy,
     nodes_by_name,
     record,
     set_buffer,
@@ -45,6 +46,7 @@ def lower_sites(program: Program, kernels: Mapping[str, Kernel]) -> dict[str, st
     for planned in program.plan.sites:
         if kernels[planned.name].name:
             lowering.site(planned, str(kernels[planned.name].name))
+    let_views_copy(program.graph_module)
     finish(program.graph_module)
     drop_unread_tensors(program.graph_module)
     return reached_kernels(program.graph_module.graph)

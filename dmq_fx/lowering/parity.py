@@ -27,7 +27,9 @@ def site_errors(fake: Program, lowered: Program, inputs: Sequence[Tensor]) -> di
     fake: the quantized program. lowered: the same after `lower_sites`, still in float32. inputs: flat, of samples that
     all have one timestep.
     """
-    nodes = {planned.site.node: planned.name for planned in fake.plan.sites}
+    facts = [node.meta["dmq"] for node in lowered.graph_module.graph.nodes if "kernel" in node.meta.get("dmq", {})]
+    reached = {site for fact in facts for site in (fact["site"], *fact.get("with", ()))}
+    nodes = {planned.site.node: planned.name for planned in fake.plan.sites if planned.name in reached}
     with torch.no_grad():
         capture = _Capture(fake.graph_module, nodes)
         capture.run(*inputs)
@@ -64,14 +66,16 @@ class _Compare(fx.Interpreter):
         facts = n.meta.get("dmq", {})
         if "kernel" not in facts:
             return value
-        expected = self._expected[facts["site"]]
+        expected = self._expected.pop(facts["site"])
         if "with" not in facts:
             self.errors[facts["site"]] = _error(value, expected)
             return expected
         (scores,) = facts["with"]
         arguments, _ = self.fetch_args_kwargs_from_env(n)
-        self.errors |= zip((scores, facts["site"]), _attention_errors(arguments, self._expected[scores]), strict=True)
-        return expected
+        self.errors |= zip(
+            (scores, facts["site"]), _attention_errors(arguments, self._expected.pop(scores)), strict=True
+        )
+        return expected.reshape(value.shape)
 
 
 def _error(value: Tensor, expected: Tensor) -> float:

@@ -96,6 +96,13 @@ def record(node: fx.Node, **facts: Any) -> fx.Node:
     return node
 
 
+def let_views_copy(graph_module: fx.GraphModule) -> None:
+    """Views become reshapes, in place: the trace has taken memory for granted that a rewrite lays out otherwise."""
+    for node in graph_module.graph.nodes:
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
+
+
 def finish(graph_module: fx.GraphModule) -> None:
     """Check the graph, drop dead nodes and what they read, and generate its code again."""
     graph_module.graph.eliminate_dead_code()

@@ -20,6 +20,7 @@ from dmq_fx.program.graph_tools import (
 from dmq_fx.program.program import Activation, Program
 from dmq_fx.program.scaling import channel_axis
 from dmq_fx.recipe.language import ActivationSpec
+from dmq_fx.sites import part_of
 
 aten = torch.ops.aten
 OBSERVERS = "dmq.observers"
@@ -31,7 +32,7 @@ ObserverFactory = Callable[[ActivationSpec, int, str], nn.Module]
 def find_activations(program: Program) -> tuple[Activation, ...]:
     """The values to quantize. Sites that read one value at one precision share it (to_q, to_k, to_v).
 
-    Unless they are worked on by other passes, or one is half of a split site: those have quantizers of their own.
+    Unless they are worked on by other passes, or one is part of a split site: those have quantizers of their own.
     """
     nodes = nodes_by_name(program.graph_module.graph)
     groups: dict[tuple[str, ActivationSpec, tuple[str, ...], bool], list[tuple[str, int, str]]] = {}
@@ -41,8 +42,8 @@ def find_activations(program: Program) -> tuple[Activation, ...]:
         for operand in planned.site.operands:
             producer = nodes[planned.site.node].args[operand]
             assert isinstance(producer, fx.Node)
-            half = planned.name.rpartition(".")[0] in program.splits
-            key = (producer.name, planned.activation, planned.passes, half)
+            part = part_of(planned.name, program.splits)
+            key = (producer.name, planned.activation, planned.passes, part is not None)
             groups.setdefault(key, []).append((planned.site.node, operand, planned.name))
     return tuple(
         Activation(

@@ -45,7 +45,8 @@ class Program:
     traced: the full-precision graph; rewrites that keep what it computes (`split`) replace it before anything else is
     done. original: as it was traced. graph_module: the graph being rewritten.
     timesteps: the sampler's model timesteps, [slots], in the order they are visited.
-    splits: sites of the model whose input was split into the halves of a concat, by name (`split_sites`).
+    splits: sites of the model that were split, into the halves of a concat or the products of attention, by name
+    (`split_sites`).
     qparams: scale and zero point of every activation by index, [slots] (or [1]) each.
     input_scales: equivalent scaling, by activation index: gamma, [channels]. The activation is quantized as x / gamma,
     the weights of its sites as W * gamma. folded: those whose 1 / gamma went into the norm before them, whose new

@@ -17,14 +17,21 @@ from torch import Tensor, fx
 
 from dmq_fx.pass_api import PassResult
 from dmq_fx.planning import Plan, PlannedSite
-from dmq_fx.program.graph_tools import call_arguments, finish, get_tensor, nodes_by_name, set_buffer, working_copy
+from dmq_fx.program.graph_tools import (
+    call_arguments,
+    finish,
+    get_tensor,
+    let_views_copy,
+    nodes_by_name,
+    set_buffer,
+    working_copy,
+)
 from dmq_fx.program.program import Program
 from dmq_fx.program.split_attention import write_out
-from dmq_fx.sites import Site
+from dmq_fx.sites import HALVES, Site
 from dmq_fx.tracing import TracedModel
 
 aten = torch.ops.aten
-HALVES = ("decoder", "encoder")
 
 
 def why_not_split(site: Site, sites: Sequence[Site], traced: TracedModel) -> str | None:
@@ -57,6 +64,7 @@ def split_sites(
             found.append(site)
         elif site.op == "attention":
             found += write_out(nodes[site.node], site)
+            let_views_copy(module)
         else:
             found += _split(module, nodes[site.node], site)
     finish(module)

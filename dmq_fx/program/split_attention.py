@@ -28,6 +28,8 @@ def why_not_written_out(site: Site, traced: TracedModel) -> str | None:
     mask = given.get("attn_mask")
     if given.get("is_causal") or given.get("enable_gqa") or given.get("dropout_p"):
         return "not_split: causal or grouped attention, or with dropout"
+    if given["query"].meta["val"].dtype == torch.float16:
+        return "not_split: scores in float16 may be too large before they are scaled"
     if isinstance(mask, fx.Node) and not mask.meta["val"].is_floating_point():
         return "not_split: its mask is not added to the scores"
     return None
@@ -48,7 +50,8 @@ def write_out(node: fx.Node, site: Site) -> list[Site]:
         weighted = _call(node, aten.mul.Tensor, scores, scale)
         if mask is not None:
             weighted = _call(node, aten.add.Tensor, weighted, mask)
-        shares = _call(node, aten.softmax.int, weighted, -1)
+        softmax = aten.softmax.int if mask is None else aten._safe_softmax.default  # 0 where all of a row is masked
+        shares = _call(node, softmax, weighted, -1)
         values = _call(node, aten.matmul.default, shares, value)
     values.meta = dict(node.meta)
     node.replace_all_uses_with(values)

@@ -23,8 +23,8 @@ from small_programs import (
 from torch import Tensor, nn
 
 from dmq_fx.lowering import parity
-from dmq_fx.lowering.attention_sites import LARGEST_KEYS, written_out_attention
-from dmq_fx.lowering.int8_attention import AttentionParts, attention_parts
+from dmq_fx.lowering.attention_sites import written_out_attention
+from dmq_fx.lowering.int8_attention import LARGEST_KEYS, LARGEST_WIDTH, AttentionParts, attention_parts
 from dmq_fx.lowering.int8_sites import reached_kernels
 from dmq_fx.lowering.kernels import int8_kernels
 from dmq_fx.lowering.native import load_package, write_package
@@ -175,6 +175,64 @@ def test_a_kernel_that_is_wrong_is_found_out(monkeypatch: pytest.MonkeyPatch, sp
     errors = site_errors(pair.fake, pair.lowered, inputs(900))
     wrong = "attention.scores" if spoilt == "scores" else "attention.values"
     assert errors[wrong] > TOLERANCE
+
+
+@pytest.mark.parametrize("product", [nn.functional.scaled_dot_product_attention, by_hand, flat])
+@needs_vnni
+def test_views_behind_attention(product: Any) -> None:
+    """Memory of its result lies otherwise than the traced product's; one sample in one head, too."""
+
+    class Viewed(Attention):
+        def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+            x = (sample * (1 + timestep / 1000).reshape(-1, 1, 1, 1)).flatten(2).transpose(1, 2)
+            q, k, v = (layer(x).view(x.shape[0], -1, self.heads, 3).transpose(1, 2) for layer in self.qkv)
+            mixed = self.product(q, k, v)
+            return self.out(mixed.transpose(1, 2).contiguous().view(x.shape[0], -1, CHANNELS)) + mixed.sum()
+
+    pair = lower(converted(program_of(traced(Viewed(product)), STATIC)))
+    for batch in (1, 2):
+        assert max(site_errors(pair.fake, pair.lowered, inputs(500, batch)).values()) < TOLERANCE
+
+
+@needs_vnni
+def test_three_dimensions_of_one_sample() -> None:
+    """A view of what `bmm` gives, and layers that would broadcast."""
+
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(CHANNELS, CHANNELS)
+
+        def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+            x = (sample * (1 + timestep / 1000).reshape(-1, 1, 1, 1)).flatten(2).transpose(1, 2)
+            mixed = torch.bmm((torch.bmm(x, x.transpose(1, 2)) * 0.5).softmax(-1), x.cos())
+            return self.out(mixed.view(-1, CHANNELS)).view(x.shape).transpose(1, 2).reshape(sample.shape)
+
+    pair = lower(converted(program_of(traced(Single()), STATIC)))
+    for batch in (1, 3):
+        errors = site_errors(pair.fake, pair.lowered, inputs(500, batch))
+        assert len(errors) == 3 and max(errors.values()) < TOLERANCE
+
+
+def test_a_product_of_two_attentions_belongs_to_the_first() -> None:
+    class Chain(nn.Module):
+        def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+            x = (sample * (1 + timestep / 1000).reshape(-1, 1, 1, 1)).flatten(2)
+            first = (x @ x.cos().transpose(1, 2)).softmax(-1) @ x[:, :, :CHANNELS].sin()
+            return first.softmax(-1) @ x.tanh()
+
+    found = list(int8_kernels(program_of(traced(Chain()), STATIC)).values())
+    assert [kernel.name for kernel in found] == [ATTENTION, ATTENTION, None]
+    assert "not of attention" in found[-1].reason
+
+
+def test_queries_too_wide() -> None:
+    program = program_of(traced(Attention()), STATIC)
+    (pair, *_) = written_out_attention(program.traced.graph).values()
+    query: Any = pair.scores.args[0]
+    query.meta["val"] = torch.empty((*query.meta["val"].shape[:-1], LARGEST_WIDTH + 1), device="meta")
+    reasons = [kernel.reason for name, kernel in int8_kernels(program).items() if name.startswith("attention.")]
+    assert reasons == [f"its queries are wider than {LARGEST_WIDTH}"] * 2
 
 
 class Both(nn.Module):

@@ -45,7 +45,7 @@ class Block(nn.Module):
     def forward(self, sample: Tensor, timestep: Tensor) -> tuple[Tensor, ...]:
         x = (sample * (1 + timestep / 1000).reshape(-1, 1, 1, 1)).flatten(2).transpose(1, 2)
         a, b, c = (layer(x) for layer in self.first)
-        return self.second(a * c), b
+        return self.second(a * c), b.contiguous().view(sample.shape[0], -1)
 
 
 def calls(graph: fx.Graph) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dmq_fx.program.split import split_sites
 from dmq_fx.program.split_attention import why_not_written_out
 from dmq_fx.roles import find_sites
-from dmq_fx.sites import Site
+from dmq_fx.sites import Site, part_of
 from dmq_fx.tracing import TracedModel, trace
 
 HEADS, TOKENS, WIDTH = 2, 5, 8
@@ -85,3 +85,39 @@ def test_a_unet_computes_the_same(architectures: ModuleType, name: str) -> None:
     expected, found = (each.graph_module(*given) for each in (model, rewritten))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+class Viewed(Product):
+    """What follows the product takes its memory for granted: tokens before heads."""
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        return super().forward(sample, timestep).transpose(1, 2).contiguous().view(sample.shape[0], TOKENS, -1)
+
+
+def test_views_of_the_result() -> None:
+    model = traced(Viewed())
+    given = (torch.randn(3, HEADS, TOKENS, WIDTH), torch.tensor([900] * 3))
+    expected, found = (each.graph_module(*given) for each in (model, written_out(model)[0]))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_without_keys_stays_zero() -> None:
+    mask = torch.zeros(TOKENS, TOKENS)
+    mask[2] = -torch.inf
+    model = traced(Product(mask))
+    given = (torch.randn(2, HEADS, TOKENS, WIDTH), torch.tensor([900, 900]))
+    expected, found = (each.graph_module(*given) for each in (model, written_out(model)[0]))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_scores_in_float16_are_left_to_the_fused_product() -> None:
+    sample = torch.zeros(2, HEADS, TOKENS, WIDTH, dtype=torch.float16)
+    model = trace(Product().half().eval(), {"sample": sample, "timestep": torch.tensor([1, 2], dtype=torch.float16)})
+    (site,) = find_sites(model)
+    assert "too large" in (why_not_written_out(site, model) or "")
+
+
+def test_a_name_alone_makes_no_part() -> None:
+    assert part_of("blocks.0.attention.scores", ["blocks.0.attention"]) == "scores"
+    assert part_of("blocks.0.attention.0", ["blocks.0.attention"]) is None
+    assert part_of("blocks.0.attention.scores", ["blocks.1.attention"]) is None
