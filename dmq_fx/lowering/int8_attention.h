@@ -1,9 +1,7 @@
-// What the paths of int8_attention.cpp share: the call, where its rows lie, memory.
+// What the paths of int8_attention.cpp share: the call, and where its rows lie.
 #pragma once
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
+#include "own_kernels.h"
 
 // Strides are of batch, head and row, in elements; `scores` and `probabilities` may be null, both.
 struct Attention {
@@ -24,27 +22,10 @@ constexpr int64_t LANES = 64;         // partial sums of a row's exponentials
 constexpr int64_t BLOCK = 24;         // rows of queries that are computed together
 constexpr int32_t LEAST = -(1 << 30);  // a score of no key, below all others; the difference of two fits in int32
 constexpr float MOST = 1073741824.f;  // far beyond every integer, and an int32 can still hold it
-constexpr float COEFFICIENTS[] = {0.6931512951850891f, 0.24016444385051727f, 0.05579991266131401f,
-                                  0.009017031639814377f, 0.0018671297002583742f};
-
-constexpr int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 inline const uint8_t* row_of(const uint8_t* data, const int64_t* stride, int64_t batch, int64_t head, int64_t row) {
     return data + batch * stride[0] + head * stride[1] + row * stride[2];
 }
-
-// Hands out aligned pieces of a piece of memory; where there is none, counts what is needed.
-struct Memory {
-    char* base = nullptr;
-    int64_t used = 0;
-
-    template <typename T>
-    T* take(int64_t count) {
-        char* found = base ? base + used : nullptr;
-        used += ceil_div(count * sizeof(T), 64) * 64;
-        return reinterpret_cast<T*>(found);
-    }
-};
 
 // Rows of queries of one head.
 struct Rows {

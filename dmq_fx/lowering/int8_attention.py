@@ -1,27 +1,20 @@
 """Attention over integers whose probabilities are integers, too, as an operator of this project.
 
-The kernel (int8_attention.cpp) is compiled on the machine that runs it. Native code calls the operator by name: it is
-there before that is loaded.
+The kernel is int8_attention.cpp. Native code calls the operator by name: it is there before that is loaded.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-import subprocess
-import warnings
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dmq_fx.errors import BackendError
+from dmq_fx.lowering.own_kernels import Kernel, kernel_if_any
 
-CODE = "int8_attention.so"
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 LARGEST_KEYS = (2**31 - 1) // 255**2
 """Sums over keys are in 32 bits."""
 
@@ -29,7 +22,7 @@ LARGEST_WIDTH = 8192
 CHUNK = 2**22
 """Scores of one sample that the reference holds at once."""
 
-_NAME = "dmq::int8_attention"
+_NAME, _FUNCTION = "dmq::int8_attention", "dmq_int8_attention"
 
 _library = torch.library.Library("dmq", "FRAGMENT")
 _library.define(
@@ -88,7 +81,7 @@ def int8_attention(
     """
     given = (query, key, value, scales, zero_points, scale, smallest, largest)
     _require(*given)
-    kernel = _kernel_if_any()
+    kernel = kernel_if_any(_FUNCTION)
     return (_run(kernel, *given).output if kernel else _reference(*given)).to(output_dtype or torch.float32)
 
 
@@ -119,7 +112,7 @@ def attention_parts(
     """
     given = (query, key, value, scales, zero_points, scale, smallest, largest)
     _require(*given)
-    kernel = _kernel_if_any()
+    kernel = kernel_if_any(_FUNCTION)
     return _run(kernel, *given, parts=True, portable=portable) if kernel else reference_parts(*given)
 
 
@@ -146,57 +139,8 @@ def reference_parts(
     return AttentionParts(scores, probabilities, sums.float() * (s_probability * s_value))
 
 
-def build_kernel() -> None:
-    """Have the kernel compiled and loaded, once per process; it is kept in the user's cache folder.
-
-    Raises BackendError where it cannot be.
-    """
-    _kernel()
-
-
-@cache
-def _kernel() -> Callable[[Any], int]:
-    from dmq_fx.lowering.packages import PackageCache, machine
-
-    packages = PackageCache()
-    key = packages.key_of(kernel="int8_attention", machine=machine())
-    folder = packages.get(key) or packages.put(key, _compile)
-    try:
-        found = ctypes.CDLL(str(folder / CODE)).dmq_int8_attention
-    except (OSError, AttributeError) as error:
-        raise BackendError(f"the kernel of int8 attention cannot be loaded: {error}", hint="--no-compile") from error
-    found.argtypes, found.restype = [ctypes.POINTER(_Arguments)], ctypes.c_int
-    return found
-
-
-@cache
-def _kernel_if_any() -> Callable[[Any], int] | None:
-    try:
-        return _kernel()
-    except BackendError as error:
-        warnings.warn(f"int8 attention is computed by plain torch, slowly: {error}", stacklevel=2)
-        return None
-
-
-def _compile(folder: Path) -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    source = Path(__file__).with_suffix(".cpp")
-    try:
-        command = [get_cpp_compiler(), *FLAGS, "-fopenmp", "-shared", "-fPIC", str(source), "-o", str(folder / CODE)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        problem = done.stderr.strip()[-500:] if done.returncode else None
-    except (OSError, RuntimeError) as error:  # Inductor finds no compiler
-        problem = f"{type(error).__name__}: {error}"[:500]
-    if problem is not None:
-        raise BackendError(
-            f"the kernel of int8 attention cannot be compiled: {problem}",
-            hint="a C++ compiler is needed; without one: --no-compile",
-        )
-
-
 def _run(
-    kernel: Callable[[Any], int],
+    kernel: Kernel,
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -2,29 +2,13 @@
 #pragma once
 
 #include <numeric>
-#include <utility>
 
 #include "int8_attention.h"
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#if defined(DMQ_AVX512) && defined(__AVX512VNNI__)
 #define DMQ_VNNI 1
-#include <immintrin.h>
-
-#define LAMBDA __attribute__((always_inline))
-#define INLINE inline LAMBDA
 
 namespace {
-
-template <typename F, int... I>
-INLINE void repeat(F f, std::integer_sequence<int, I...>) {
-    (f(std::integral_constant<int, I>{}), ...);
-}
-
-// Calls f with each of 0 to N - 1 as a constant: a loop that is unrolled before arrays are given registers.
-template <int N, typename F>
-INLINE void repeat(F f) {
-    repeat(f, std::make_integer_sequence<int, N>{});
-}
 
 // Bytes of keys and values are packed less 128, as vpdpbusd multiplies unsigned bytes by signed ones. A panel is a few
 // tiles of 16 columns (keys, or elements of a value), [steps][tiles][16][4]; what is padded is zero.
@@ -178,11 +162,7 @@ struct Vnni {
     }
 
     static INLINE __m512 exponential(__m512i score, __m512i largest, __m512 factor) {
-        const __m512 power = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(score, largest)), factor);
-        const __m512 rest = _mm512_reduce_ps(power, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-        __m512 found = _mm512_set1_ps(COEFFICIENTS[4]);
-        for (int i = 3; i >= 0; --i) found = _mm512_fmadd_ps(found, rest, _mm512_set1_ps(COEFFICIENTS[i]));
-        return _mm512_scalef_ps(_mm512_fmadd_ps(found, rest, _mm512_set1_ps(1.f)), power);
+        return power_of_two(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(score, largest)), factor));
     }
 
     // Exponentials of a row's scores, less the largest one, in `shares`; their sum.

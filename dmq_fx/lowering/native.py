@@ -18,7 +18,7 @@ from dmq_fx.artifact.manifest import canonical_json
 from dmq_fx.artifact.tensors import load_tensors
 from dmq_fx.errors import BackendError
 from dmq_fx.heap import keep_freed
-from dmq_fx.lowering import int8_attention, shifted  # noqa: F401  operators that the code may call
+from dmq_fx.lowering import int8_attention, norm_quantize, shifted  # noqa: F401  operators that the code may call
 from dmq_fx.lowering.constants import OUTSIDE, keep_constants, map_constants, save_constants
 from dmq_fx.lowering.packages import PackageCache
 from dmq_fx.tracing import TracedModel

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,14 +10,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dmq_fx.errors import BackendError
-from dmq_fx.lowering import int8_attention as kernel_file
-from dmq_fx.lowering.int8_attention import (
-    INT8_ATTENTION,
-    LARGEST_KEYS,
-    attention_parts,
-    build_kernel,
-    reference_parts,
-)
+from dmq_fx.lowering.int8_attention import INT8_ATTENTION, LARGEST_KEYS, attention_parts, reference_parts
+from dmq_fx.lowering.own_kernels import build_kernels
 
 SHAPES = {  # batch, heads, queries, keys, width, value width
     "one": (1, 1, 1, 1, 1, 1),
@@ -44,7 +35,7 @@ Arguments = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float, int, int]
 
 @pytest.fixture(scope="module", autouse=True)
 def _built() -> None:
-    build_kernel()
+    build_kernels()
 
 
 def integers(*shape: int, generator: torch.Generator) -> Tensor:
@@ -239,51 +230,3 @@ def test_too_many_keys() -> None:
     many = [x.expand(1, 1, LARGEST_KEYS + 1, 1) for x in given[1:3]]
     with pytest.raises(BackendError, match=f"1 to {LARGEST_KEYS} keys"):
         INT8_ATTENTION(given[0], *many, *given[3:])
-
-
-@pytest.fixture
-def no_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[pytest.MonkeyPatch]:
-    """Nothing is loaded yet, and nothing is in the cache."""
-    caches = (kernel_file._kernel, kernel_file._kernel_if_any)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for cached in caches:
-        cached.cache_clear()
-    yield monkeypatch
-    for cached in caches:
-        cached.cache_clear()
-
-
-def fail(*_: Any, **__: Any) -> Any:
-    raise FileNotFoundError("no such compiler")
-
-
-def break_source(command: list[str], **options: Any) -> Any:
-    return REAL_RUN([*command, "-include", "nowhere.h"], **options)
-
-
-REAL_RUN = subprocess.run
-
-
-@pytest.mark.parametrize("run", [fail, break_source])
-def test_without_a_compiler(no_kernel: pytest.MonkeyPatch, run: Any) -> None:
-    no_kernel.setattr(kernel_file.subprocess, "run", run)
-    no_kernel.setattr(kernel_file, "CHUNK", 1000)
-    with pytest.raises(BackendError, match=r"cannot be compiled: .*no(where|.such)(.|\n)*without one: --no-compile"):
-        build_kernel()
-    given = arguments()
-    with pytest.warns(UserWarning, match="by plain torch, slowly"):
-        found = INT8_ATTENTION(*given)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert torch.equal(INT8_ATTENTION(*given), found)
-        expected = attention_parts(*given)
-    assert torch.equal(found, expected.output) and found.transpose(1, 2).is_contiguous()
-    assert torch.equal(expected.output, reference_parts(*given).output)
-
-
-def test_is_compiled_once(no_kernel: pytest.MonkeyPatch) -> None:
-    expected = INT8_ATTENTION(*arguments())
-    kernel_file._kernel.cache_clear()
-    kernel_file._kernel_if_any.cache_clear()
-    no_kernel.setattr(kernel_file.subprocess, "run", fail)
-    assert torch.equal(INT8_ATTENTION(*arguments()), expected)
