@@ -22,6 +22,8 @@ constexpr int64_t LANES = 64;         // partial sums of a row's exponentials
 constexpr int64_t BLOCK = 24;         // rows of queries that are computed together
 constexpr int32_t LEAST = -(1 << 30);  // a score of no key, below all others; the difference of two fits in int32
 constexpr float MOST = 1073741824.f;  // far beyond every integer, and an int32 can still hold it
+constexpr float COEFFICIENTS[] = {0.6931512951850891f, 0.24016444385051727f, 0.05579991266131401f,
+                                  0.009017031639814377f, 0.0018671297002583742f};
 
 inline const uint8_t* row_of(const uint8_t* data, const int64_t* stride, int64_t batch, int64_t head, int64_t row) {
     return data + batch * stride[0] + head * stride[1] + row * stride[2];

@@ -162,7 +162,11 @@ struct Vnni {
     }
 
     static INLINE __m512 exponential(__m512i score, __m512i largest, __m512 factor) {
-        return power_of_two(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(score, largest)), factor));
+        const __m512 power = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(score, largest)), factor);
+        const __m512 rest = _mm512_reduce_ps(power, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+        __m512 found = _mm512_set1_ps(COEFFICIENTS[4]);
+        for (int i = 3; i >= 0; --i) found = _mm512_fmadd_ps(found, rest, _mm512_set1_ps(COEFFICIENTS[i]));
+        return _mm512_scalef_ps(_mm512_fmadd_ps(found, rest, _mm512_set1_ps(1.f)), power);
     }
 
     // Exponentials of a row's scores, less the largest one, in `shares`; their sum.

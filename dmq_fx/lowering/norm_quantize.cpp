@@ -19,6 +19,8 @@
 
 namespace {
 
+constexpr float LEAST_SILU = -80.f;  // where SiLU is as good as 0, and exp(-y) still far from infinity
+
 struct Plain {
     template <typename T>
     static void sums_of(const NormQuantize& a, const Work& work, const Piece& piece) {

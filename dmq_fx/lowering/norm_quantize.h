@@ -21,7 +21,6 @@ constexpr int64_t BLOCK = 256;  // pixels whose sums are taken together, and of 
 constexpr int64_t TILE = 64;    // channels whose sums are taken together
 constexpr int64_t RUN = 64;     // pixels that are quantized together where nothing lies between rows
 constexpr float MOST = 1073741824.f;  // far beyond every integer, and an int32 can still hold it
-constexpr float LEAST_SILU = -80.f;   // where SiLU is as good as 0, and exp(-y) still far from infinity
 
 // A bfloat16 as it lies in memory.
 struct Bfloat16 {

@@ -53,7 +53,7 @@ def norm_quantize(
     *,
     portable: bool = False,
 ) -> Tensor:
-    """clamp(round(y * reciprocal) + zero_point, low, high), halves to even, of y: x after a group norm, zeros around it.
+    """clamp(round(y * reciprocal) + zero_point, low, high), halves to even, of y: x after a group norm, padded with 0.
 
     x: [batch, channels, height, width] or [batch, channels, pixels], float32 or bfloat16; read as it lies where
     channels are last in memory. weight, bias: float32 [channels], of the norm. silu: whether y is what SiLU gives for
@@ -113,8 +113,12 @@ def reference(
 def _empty(x: Tensor, padding: Sequence[int]) -> Tensor:
     """For the integers of x."""
     batch, channels, *pixels = x.shape
-    sizes = [size + 2 * more for size, more in zip(pixels, padding, strict=True)] if padding else pixels
-    return x.new_empty((batch, *sizes, channels), dtype=torch.uint8).movedim(-1, 1)
+    if padding:
+        pixels = [size + 2 * more for size, more in zip(pixels, padding, strict=True)]
+    rows = pixels[-1] * channels
+    image = rows * pixels[0] if len(pixels) == 2 else rows
+    strides = (image, 1, *((rows, channels) if len(pixels) == 2 else (channels,)))
+    return torch.empty_strided((batch, channels, *pixels), strides, dtype=torch.uint8, device=x.device)
 
 
 def _run(
@@ -134,26 +138,27 @@ def _run(
     portable: bool,
 ) -> Tensor:
     output = _empty(x, padding)
-    if output.numel() == 0:
+    batch, channels, *pixels = x.shape
+    if not batch:
         return output
-    image = (x if x.dim() == 4 else x.unsqueeze(2)).permute(0, 2, 3, 1).contiguous()
-    reciprocal = reciprocal.contiguous()
+    if not (len(pixels) == 2 and x.is_contiguous(memory_format=torch.channels_last)):
+        x = x.movedim(1, -1).contiguous()
     weight, bias = (None if values is None else values.contiguous() for values in (weight, bias))
-    batch, height, width, channels = image.shape
+    reciprocal = reciprocal.contiguous()
     arguments = _Arguments(
-        image.data_ptr(),
+        x.data_ptr(),
         None if weight is None else weight.data_ptr(),
         None if bias is None else bias.data_ptr(),
         reciprocal.data_ptr(),
         output.data_ptr(),
-        *(batch, height, width, channels, groups),
-        tuple(padding) if x.dim() == 4 and padding else (0, 0),
+        *(batch, 1 if len(pixels) == 1 else pixels[0], pixels[-1], channels, groups),
+        tuple(padding) if padding else (0, 0),
         eps,
         *(int(zero_point), low, high, reciprocal.numel() > 1),
         *(silu, x.dtype == torch.bfloat16, torch.get_num_threads(), portable),
     )
     if kernel(ctypes.byref(arguments)):
-        raise MemoryError(f"{_NAME}: not enough memory for an image of {height * width} pixels")
+        raise MemoryError(f"{_NAME}: not enough memory for {channels} channels of {pixels} pixels")
     return output
 
 
@@ -169,11 +174,12 @@ def _require(
     padding: Sequence[int],
 ) -> None:
     """Raises BackendError on what the kernel cannot take."""
-    if x.dtype not in (torch.float32, torch.bfloat16) or x.dim() not in (3, 4):
-        raise _error(f"x is {x.dtype} {list(x.shape)}, not float32 or bfloat16 [batch, channels, height, width]")
-    channels = x.shape[1]
-    if min(x.shape[1:]) < 1:
-        raise _error(f"x {list(x.shape)} has no values to normalize")
+    shape = x.shape
+    if x.dtype not in (torch.float32, torch.bfloat16) or len(shape) not in (3, 4):
+        raise _error(f"x is {x.dtype} {list(shape)}, not float32 or bfloat16 [batch, channels, height, width]")
+    channels = shape[1]
+    if min(shape[1:]) < 1:
+        raise _error(f"x {list(shape)} has no values to normalize")
     if groups < 1 or channels % groups:
         raise _error(f"{channels} channels are not {groups} groups of one width")
     for name, values in (("weight", weight), ("bias", bias)):
@@ -187,8 +193,8 @@ def _require(
         raise _error(f"zero point {int(zero_point)} should be in 0..255")
     if not 0 <= low <= high <= 255:
         raise _error(f"integers from {low} to {high} should be within 0..255")
-    if padding and (len(padding) != x.dim() - 2 or x.dim() != 4 or min(padding) < 0):
-        raise _error(f"padding {list(padding)} of an image {list(x.shape[2:])} should be [], or of height and width")
+    if padding and (len(padding) != 2 or len(shape) != 4 or min(padding) < 0):
+        raise _error(f"padding {list(padding)} of an image {list(shape[2:])} should be [], or of height and width")
 
 
 def _error(message: str) -> BackendError:

@@ -1,11 +1,43 @@
 // Sums and integers of norm_quantize.cpp by AVX-512.
 #pragma once
 
+#include <cmath>
+
 #include "norm_quantize.h"
 
 #if defined(DMQ_AVX512)
 
 namespace {
+
+// SiLU is max(y, 0) + h(|y|) with h(a) = -a / (1 + exp(a)), which is close to 0 from the last piece on. By pieces of a
+// width of 1/2 around multiples of 1/2: polynomials in what a is away from them, off by less than 3.5e-7.
+struct Pieces {
+    static constexpr int COUNT = 32, POINTS = 5;
+    alignas(64) float coefficients[POINTS][COUNT];
+
+    Pieces() {
+        for (int piece = 0; piece < COUNT; ++piece) {
+            double points[POINTS], divided[POINTS], found[POINTS] = {};
+            for (int i = 0; i < POINTS; ++i) {
+                points[i] = .25 * std::cos((2 * i + 1) * 3.14159265358979323846 / (2 * POINTS));
+                const double a = .5 * piece + points[i];
+                divided[i] = -a / (1 + std::exp(a));
+            }
+            for (int order = 1; order < POINTS; ++order)  // Newton's interpolation
+                for (int i = POINTS - 1; i >= order; --i)
+                    divided[i] = (divided[i] - divided[i - 1]) / (points[i] - points[i - order]);
+            for (int i = POINTS - 1; i >= 0; --i) {
+                for (int power = POINTS - 1; power > 0; --power)
+                    found[power] = found[power - 1] - points[i] * found[power];
+                found[0] = divided[i] - points[i] * found[0];
+            }
+            for (int power = 0; power < POINTS; ++power) coefficients[power][piece] = static_cast<float>(found[power]);
+        }
+        coefficients[0][0] = 0.f;  // SiLU of 0, exactly
+    }
+};
+
+const Pieces PIECES;
 
 struct Avx512 {
     static constexpr int64_t CHAIN = 64;  // pixels that are added up in float32
@@ -99,24 +131,27 @@ struct Avx512 {
         }
     }
 
-    // 1 / (1 + exp(-y))
-    static INLINE __m512 silu_share(__m512 y) {
-        const __m512 power = _mm512_mul_ps(y, _mm512_set1_ps(-1.4426950408889634f));
-        const __m512 divisor = _mm512_add_ps(power_of_two(power), _mm512_set1_ps(1.f));
-        const __m512 near = _mm512_rcp14_ps(divisor);
-        const __m512 off = _mm512_fnmadd_ps(divisor, near, _mm512_set1_ps(1.f));
-        return _mm512_fmadd_ps(near, off, near);
-    }
-
-    template <bool SILU>
-    static INLINE __m512i level(__m512 x, const float* factor, const float* offset, const float* reciprocal) {
-        __m512 y = _mm512_fmadd_ps(x, _mm512_loadu_ps(factor), _mm512_loadu_ps(offset));
-        if (SILU) {
-            y = _mm512_max_ps(y, _mm512_set1_ps(LEAST_SILU));
-            y = _mm512_mul_ps(y, silu_share(y));
-        }
-        y = _mm512_min_ps(_mm512_mul_ps(y, _mm512_loadu_ps(reciprocal)), _mm512_set1_ps(MOST));
-        return _mm512_cvtps_epi32(y);
+    // Step by step for all four: one after the other, each would wait for its own results.
+    static INLINE void silu(__m512 (&y)[4]) {
+        constexpr int OF_SIZE = 0b1010;  // the lesser absolute value, without its sign
+        const __m512 halves = _mm512_set1_ps(6291456.f);  // 3 * 2**21: what is added to it becomes a multiple of 1/2
+        __m512 size[4], rest[4], found[4];
+        __m512i at[4];
+        repeat<4>([&](auto i) LAMBDA {
+            size[i] = _mm512_range_ps(y[i], _mm512_set1_ps((PIECES.COUNT - 1) * .5f), OF_SIZE);
+        });
+        repeat<4>([&](auto i) LAMBDA { rest[i] = _mm512_add_ps(size[i], halves); });
+        repeat<4>([&](auto i) LAMBDA { at[i] = _mm512_castps_si512(rest[i]); });
+        repeat<4>([&](auto i) LAMBDA { rest[i] = _mm512_sub_ps(size[i], _mm512_sub_ps(rest[i], halves)); });
+        const auto piece = [&](int power, __m512i at) LAMBDA {
+            const float* row = PIECES.coefficients[power];
+            return _mm512_permutex2var_ps(_mm512_load_ps(row), at, _mm512_load_ps(row + 16));
+        };
+        repeat<4>([&](auto i) LAMBDA { found[i] = piece(4, at[i]); });
+        repeat<4>([&](auto power) LAMBDA {
+            repeat<4>([&](auto i) LAMBDA { found[i] = _mm512_fmadd_ps(found[i], rest[i], piece(3 - power, at[i])); });
+        });
+        repeat<4>([&](auto i) LAMBDA { y[i] = _mm512_add_ps(_mm512_max_ps(y[i], _mm512_setzero_ps()), found[i]); });
     }
 
     template <typename T, bool SILU>
@@ -128,10 +163,16 @@ struct Avx512 {
         const int64_t step = TILE % a.channels;
         int64_t c = 0;
         const auto integers = [&](auto loaded) LAMBDA {
+            __m512 y[4];
+            repeat<4>([&](auto i) LAMBDA {
+                const __m512 offset = _mm512_loadu_ps(work.offsets + c + 16 * i);
+                y[i] = _mm512_fmadd_ps(loaded(i), _mm512_loadu_ps(work.factors + c + 16 * i), offset);
+            });
+            if (SILU) silu(y);
             __m512i four[4];
             repeat<4>([&](auto i) LAMBDA {
-                const int64_t at = c + 16 * i;
-                four[i] = level<SILU>(loaded(i), work.factors + at, work.offsets + at, work.reciprocals + at);
+                const __m512 level = _mm512_mul_ps(y[i], _mm512_loadu_ps(work.reciprocals + c + 16 * i));
+                four[i] = _mm512_cvtps_epi32(_mm512_min_ps(level, _mm512_set1_ps(MOST)));
             });
             const __m512i one = _mm512_adds_epi16(_mm512_packs_epi32(four[0], four[1]), zero_point);
             const __m512i other = _mm512_adds_epi16(_mm512_packs_epi32(four[2], four[3]), zero_point);

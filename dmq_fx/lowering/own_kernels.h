@@ -1,4 +1,4 @@
-// What the kernels of dmq's own share: numbers, memory, loops that are unrolled.
+// What the kernels of dmq's own share: memory, loops that are unrolled.
 #pragma once
 
 #include <algorithm>
@@ -15,10 +15,6 @@
 #define INLINE inline LAMBDA
 
 namespace {
-
-// 2**r is 1 + r a_1 + ... + r**5 a_5 for r in [0, 1], off by less than 1.5e-7.
-constexpr float COEFFICIENTS[] = {0.6931512951850891f, 0.24016444385051727f, 0.05579991266131401f,
-                                  0.009017031639814377f, 0.0018671297002583742f};
 
 constexpr int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
@@ -46,13 +42,6 @@ INLINE void repeat(F f, std::integer_sequence<int, I...>) {
 template <int N, typename F>
 INLINE void repeat(F f) {
     repeat(f, std::make_integer_sequence<int, N>{});
-}
-
-INLINE __m512 power_of_two(__m512 power) {
-    const __m512 rest = _mm512_reduce_ps(power, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    __m512 found = _mm512_set1_ps(COEFFICIENTS[4]);
-    for (int i = 3; i >= 0; --i) found = _mm512_fmadd_ps(found, rest, _mm512_set1_ps(COEFFICIENTS[i]));
-    return _mm512_scalef_ps(_mm512_fmadd_ps(found, rest, _mm512_set1_ps(1.f)), power);
 }
 
 #endif

@@ -148,6 +148,13 @@ def test_first_pixels_far_from_the_others() -> None:
     require_close(tuple(given), tolerance=1e-2)
 
 
+@pytest.mark.parametrize("reciprocal", [12.0, 300.0])
+def test_silu_everywhere(reciprocal: float) -> None:
+    y = torch.linspace(-21, 21, 8401)
+    given = (torch.zeros(1, len(y), 1, 1), None, y, 1, 1e-5, True, torch.tensor(reciprocal), torch.tensor(90))
+    require_close((*given, 0, 255, ()), tolerance=4e-7 * reciprocal)
+
+
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("factor", [1e15, 1e25, 1e30])
 def test_huge_values(silu: bool, factor: float) -> None:
