@@ -121,12 +121,7 @@ def _hand_over(program: Program, parts: TimePart) -> None:
 def _write(path: Path, program: Program, parts: TimePart, extra: tuple[Tensor, ...], known: Rows) -> None:
     """Compile the body into `path`, and see that what came out computes what the body does."""
     from dmq_fx.lowering.fold import fold_packed_weights
-    from dmq_fx.lowering.int8_attention import INT8_ATTENTION
-    from dmq_fx.lowering.norm_quantize import NORM_QUANTIZE
-    from dmq_fx.lowering.own_kernels import build_kernels
 
-    if any(node.target in (INT8_ATTENTION, NORM_QUANTIZE) for node in parts.body.graph.nodes):
-        build_kernels()
     write_package(path, parts.body, program.traced, extra, known)
     require_agreement(path, fold_packed_weights(parts.body), (*random_inputs(program.traced), *extra))
 

@@ -40,8 +40,9 @@ class Variant:
     bfloat16: bool
     attention: bool
     join: bool = True
+    fuse: bool = True
     group_norms: bool = True
-    fuse_norms: bool = True
+    many_reads: bool = True
     keep_times: bool = True
 
 
@@ -55,8 +56,9 @@ VARIANTS = (
     WHOLE,
     *(OF_BFLOAT16 if FAST_BFLOAT16 else ()),
     replace(WHOLE, name="products of one value apart", join=False),
-    replace(WHOLE, name="group norms as Inductor reduces them", group_norms=False),
-    replace(WHOLE, name="Inductor's limit of reads", fuse_norms=False),
+    replace(WHOLE, name="norms by Inductor", fuse=False),
+    replace(WHOLE, name="norms by Inductor, reduced as it does", fuse=False, group_norms=False),
+    replace(WHOLE, name="norms by Inductor, its limit of reads", fuse=False, many_reads=False),
     replace(WHOLE, name="time embedding in every call", keep_times=False),
 )
 """The whole is what the backend does on this CPU, as `dmq_fx.lowering.rewrite` has it."""
@@ -65,7 +67,8 @@ VARIANTS = (
 def lowered(program: Program, variant: Variant) -> TimePart:
     """The program's graph in two parts, with the rewrites of a variant."""
     dtype = torch.bfloat16 if variant.bfloat16 else torch.float32
-    return rewrite(program, dtype, join=variant.join, group_norms=variant.group_norms, attention=variant.attention)
+    made = {name: getattr(variant, name) for name in ("join", "fuse", "group_norms", "attention")}
+    return rewrite(program, dtype, **made)
 
 
 def in_time(program: Program, parts: TimePart) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
@@ -81,7 +84,7 @@ def compiled(opened: Opened, variant: Variant, folder: Path, batch: int) -> Call
     program, _ = load_program(opened)
     parts = lowered(program, variant)
     settings = dict(native.SETTINGS)
-    if not variant.fuse_norms:
+    if not variant.many_reads:
         settings.pop("realize_reads_threshold")
     of_timestep, example = in_time(program, parts), native.example_inputs(program.traced)
     native.write_package(folder, parts.body, program.traced, of_timestep(example), {}, settings)

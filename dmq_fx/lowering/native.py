@@ -18,9 +18,11 @@ from dmq_fx.artifact.manifest import canonical_json
 from dmq_fx.artifact.tensors import load_tensors
 from dmq_fx.errors import BackendError
 from dmq_fx.heap import keep_freed
-from dmq_fx.lowering import int8_attention, norm_quantize, shifted  # noqa: F401  operators that the code may call
+from dmq_fx.lowering import shifted  # noqa: F401  operators that the code may call
 from dmq_fx.lowering.constants import OUTSIDE, keep_constants, map_constants, save_constants
+from dmq_fx.lowering.own_kernels import build_kernels
 from dmq_fx.lowering.packages import PackageCache
+from dmq_fx.lowering.shims import OF_SHIMS, calls_own_kernels
 from dmq_fx.tracing import TracedModel
 from dmq_fx.tracing.call import describe_call
 
@@ -72,10 +74,14 @@ def write_package(
     from dmq_fx.lowering.time_part import reads_timestep
     from dmq_fx.lowering.without_kernel import hide_from_patterns
 
+    own = calls_own_kernels(body.graph)
+    if own:
+        build_kernels()
     call = {
         **describe_call(traced),
         "time_part": [len(part) for part in extra],
         "reads_timestep": reads_timestep(body, traced),
+        "own_kernels": own,
     }
     hide_from_patterns(body)
     try:
@@ -84,7 +90,7 @@ def write_package(
                 body, (*example_inputs(traced), *extra), dynamic_shapes=_dynamic(traced, len(extra)), strict=False
             )
             torch._inductor.aoti_compile_and_package(
-                exported, package_path=str(folder / CODE), inductor_configs={**settings, **OUTSIDE}
+                exported, package_path=str(folder / CODE), inductor_configs={**settings, **OUTSIDE, **OF_SHIMS}
             )
         save_constants(folder, constants)
     except Exception as error:  # whatever export, Inductor or the C++ compiler raises
@@ -119,11 +125,14 @@ def require_agreement(folder: Path, body: Callable[..., Any], inputs: tuple[Tens
 
 def load_package(folder: Path) -> tuple[Callable[..., Any], OfTimestep, dict[str, Any]]:
     """The compiled body, its known timesteps, and the description of its calls; `folder` comes from a PackageCache."""
+    call = json.loads((folder / CALL).read_text("utf-8"))
+    if call["own_kernels"]:
+        build_kernels()
     code = NativeCode(folder)
     tensors = load_tensors(folder / TIMES)
     rows = zip(tensors["timesteps"].tolist(), tensors["floats"], tensors["integers"], strict=True)
     known = {float(timestep): (floats, integers) for timestep, floats, integers in rows}
-    return code, known, json.loads((folder / CALL).read_text("utf-8"))
+    return code, known, call
 
 
 class NativeCode:

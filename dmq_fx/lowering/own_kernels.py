@@ -10,10 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dmq_fx.errors import BackendError
 
 CODE = "own_kernels.so"
-SOURCES = ("int8_attention.cpp", "norm_quantize.cpp")
+SOURCES = ("int8_attention.cpp", "int8_attention_shim.cpp", "norm_quantize.cpp", "norm_quantize_shim.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 
 Kernel = Callable[[Any], int]
@@ -47,7 +49,7 @@ def _library() -> ctypes.CDLL:
     key = packages.key_of(kernel=CODE, machine=machine())
     folder = packages.get(key) or packages.put(key, _compile)
     try:
-        return ctypes.CDLL(str(folder / CODE))
+        return ctypes.CDLL(str(folder / CODE), mode=ctypes.RTLD_GLOBAL)  # native code finds the shims by their names
     except OSError as error:
         raise BackendError(f"dmq's own kernels cannot be loaded: {error}", hint="--no-compile") from error
 
@@ -65,8 +67,11 @@ def _compile(folder: Path) -> None:
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     sources = [str(Path(__file__).with_name(name)) for name in SOURCES]
+    torch_folder = Path(torch.__file__).parent
+    of_torch = (f"-I{torch_folder / 'include'}", f"-L{torch_folder / 'lib'}", "-ltorch_cpu")
     try:
-        command = [get_cpp_compiler(), *FLAGS, "-fopenmp", "-shared", "-fPIC", *sources, "-o", str(folder / CODE)]
+        compiler = [get_cpp_compiler(), *FLAGS, "-fopenmp", "-shared", "-fPIC"]
+        command = [*compiler, *sources, *of_torch, "-o", str(folder / CODE)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         problem = done.stderr.strip()[-500:] if done.returncode else None
     except (OSError, RuntimeError) as error:  # Inductor finds no compiler

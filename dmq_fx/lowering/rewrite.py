@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dmq_fx.lowering.attention import decompose_attention
 from dmq_fx.lowering.bfloat16 import to_bfloat16
+from dmq_fx.lowering.fused_norms import fuse_norms
 from dmq_fx.lowering.group_norm import decompose_group_norms
 from dmq_fx.lowering.int8_sites import lower_sites, reached_kernels
 from dmq_fx.lowering.joined import join_linears
@@ -23,13 +24,14 @@ def rewrite(
     dtype: torch.dtype,
     *,
     join: bool = True,
+    fuse: bool = True,
     group_norms: bool = True,
     attention: bool | None = None,
 ) -> TimePart:
     """The program's graph with int8 kernels, split at the timestep; raises BackendError if a site missed its kernel.
 
-    join: products that read one value become one. group_norms, attention: write them out in smaller operations;
-    attention in bfloat16 alone if None.
+    join: products that read one value become one. fuse: norms make integers themselves. group_norms, attention: write
+    them out in smaller operations; attention in bfloat16 alone if None.
     """
     retarget(program.graph_module, "cpu")
     expected = int8_kernels(program)
@@ -40,6 +42,8 @@ def rewrite(
     parts = split_time_part(program.graph_module, program.traced)
     graphs = [part.graph for part in (parts.time, parts.body) if part is not None]
     require_kernels(expected, {site: kernel for graph in graphs for site, kernel in reached_kernels(graph).items()})
+    if fuse:
+        fuse_norms(parts.body)
     if group_norms:
         decompose_group_norms(parts.body, centered=dtype != torch.bfloat16)
     if attention if attention is not None else dtype == torch.bfloat16:
