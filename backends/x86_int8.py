@@ -1,5 +1,5 @@
 """int8 on x86 CPUs: oneDNN's convolutions and matrix products on VNNI or AMX, everything between in bfloat16; attention
-by a kernel of dmq's own.
+and norms by kernels of dmq's own.
 
 Integers are those of fake quantization (`dmq_fx.lowering.parity` measures it site by site); what lies between sites is
 computed in bfloat16 where the CPU multiplies it fast, else in float32. Native code that is kept runs without torch's

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from dmq_fx.lowering.norm_quantize import NORM_QUANTIZE
-from dmq_fx.program.graph_tools import call_arguments, drop_unread_tensors, finish, record, set_buffer
+from dmq_fx.program.graph_tools import call_arguments, drop_unread_tensors, finish, get_tensor, record, set_buffer
 
 aten = torch.ops.aten
 _REARRANGEMENTS = (
@@ -54,12 +54,12 @@ def fuse_norms(graph_module: fx.GraphModule) -> int:
 
 def _chain_before(integers: fx.Node) -> _Chain | None:
     """The chain that ends in a node, if that makes integers of a norm."""
-    if integers.target is not aten.to.dtype or integers.args[1] != torch.uint8:
+    if integers.target is not aten.to.dtype or integers.args[1] != torch.uint8 or not _makes_integers(integers):
         return None
     steps = [integers]
     for target in (aten.clamp.default, aten.add.Tensor, aten.round.default, aten.mul.Tensor):
         source = _source(steps[-1], target)
-        if source is None:
+        if source is None or not _makes_integers(source):
             return None
         steps.append(source)
     _, clamp, add, _, multiply = steps
@@ -82,6 +82,9 @@ def _chain_before(integers: fx.Node) -> _Chain | None:
     norm = _source(at if silu is None else silu, aten.group_norm.default)
     if norm is None or not _fits(norm):
         return None
+    dims = call_arguments(norm)["input"].meta["val"].dim()
+    if _dims_behind(multiply.args[1]) not in (None, dims - 2) or (moved and _dims_behind(multiply.args[1]) is not None):
+        return None  # scaled along something else than the norm's channels
     return _Chain(norm, silu is not None, multiply.args[1], add.args[1], (low, high), padding, moved)
 
 
@@ -92,9 +95,30 @@ def _source(node: fx.Node, *targets: Any) -> fx.Node | None:
     return source if found else None  # type: ignore[return-value]
 
 
+def _makes_integers(node: fx.Node) -> bool:
+    return node.meta.get("dmq", {}).get("kind") == "integers"
+
+
+def _dims_behind(reciprocal: Any) -> int | None:
+    """How many dimensions stand behind the one that a reciprocal by channel lies along; None if it is one number."""
+    while isinstance(reciprocal, fx.Node) and reciprocal.target is aten.reciprocal.default:
+        reciprocal = reciprocal.args[0]
+    if not isinstance(reciprocal, fx.Node):
+        return None
+    if reciprocal.target is aten.reshape.default:
+        return len(reciprocal.args[1]) - 1  # type: ignore[arg-type]
+    if reciprocal.op == "get_attr":
+        return get_tensor(reciprocal.graph.owning_module, str(reciprocal.target)).dim() - 1  # type: ignore[arg-type]
+    return None
+
+
 def _fits(norm: fx.Node) -> bool:
-    """Whether a norm is of float32 images or rows of them, of a known size."""
-    value: Any = call_arguments(norm)["input"].meta.get("val")
+    """Whether a norm is of float32 images or rows of them, of a known size, with parameters as they are stored."""
+    given = call_arguments(norm)
+    for parameter in (given.get("weight"), given.get("bias")):
+        if isinstance(parameter, fx.Node) and parameter.op != "get_attr":
+            return False
+    value: Any = given["input"].meta.get("val")
     if value is None or value.dim() not in (3, 4) or value.dtype != torch.float32:
         return False
     return all(isinstance(size, int) for size in value.shape[1:])

@@ -10,14 +10,11 @@
 
 #include "int8_attention.h"
 
+#include <atomic>
 #include <cmath>
 #include <new>
 
 #include "int8_attention_vnni.h"
-
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 
 namespace {
 
@@ -131,13 +128,10 @@ int attend(const Call& call) {
         Memory own{memory + head * of_head.used};
         return typename Path::Packed(a, own);
     };
+    std::atomic<int64_t> next{0};
 #pragma omp parallel num_threads(a.threads)
     {
-#if defined(_OPENMP)
-        const int64_t thread = omp_get_thread_num();
-#else
-        const int64_t thread = 0;
-#endif
+        const int64_t thread = next++;  // OpenMP's number would be another library's, where two are loaded
         Memory own{memory + heads * of_head.used + thread * of_thread.used};
         const typename Path::Work work(a, own);
 #pragma omp for schedule(dynamic)

@@ -43,7 +43,11 @@ extern "C" AOTITorchError aoti_torch_cpu_int8_attention(
     const View q(query), k(key), v(value), s(scales), z(zero_points);
     const int32_t bytes = aoti_torch_dtype_uint8(), single = aoti_torch_dtype_float32();
     if (!q.is(bytes, 4) || !k.is(bytes, 4) || !v.is(bytes, 4)) return AOTI_TORCH_FAILURE;
-    if (!s.is(single, 1) || !z.is(aoti_torch_dtype_int64(), 1)) return AOTI_TORCH_FAILURE;
+    if (!s.is(single, 1) || !z.is(aoti_torch_dtype_int64(), 1) || s.sizes[0] != 4 || z.sizes[0] != 4)
+        return AOTI_TORCH_FAILURE;
+    if (!std::equal(q.sizes, q.sizes + 2, k.sizes) || !std::equal(k.sizes, k.sizes + 3, v.sizes))
+        return AOTI_TORCH_FAILURE;
+    if (q.sizes[3] != k.sizes[3] || smallest < 0 || smallest > largest || largest > 255) return AOTI_TORCH_FAILURE;
     Attention a{};
     std::vector<uint8_t> of_query, of_key, of_value;
     a.query = rows_of(q, a.query_stride, of_query);
@@ -57,13 +61,15 @@ extern "C" AOTITorchError aoti_torch_cpu_int8_attention(
     }
     a.scale = scale, a.smallest = smallest, a.largest = largest, a.threads = omp_get_max_threads();
     const int32_t dtype = output_dtype ? *output_dtype : single;
+    if (dtype != single && dtype != aoti_torch_dtype_bfloat16()) return AOTI_TORCH_FAILURE;
     const int64_t inner = a.heads * a.value_width, count = a.batch * a.queries * inner;
-    *result = empty({a.batch, a.heads, a.queries, a.value_width}, {a.queries * inner, a.value_width, inner, 1}, dtype);
-    if (!*result) return AOTI_TORCH_FAILURE;
-    void* memory = View(*result).data;
-    std::vector<float> wide(dtype == single ? 0 : count);
-    a.output = dtype == single ? static_cast<float*>(memory) : wide.data();
-    if (dmq_int8_attention(&a)) return AOTI_TORCH_FAILURE;
-    if (dtype != single) to_bfloat16(a.output, static_cast<uint16_t*>(memory), count);
-    return AOTI_TORCH_SUCCESS;
+    AtenTensorHandle found =
+        empty({a.batch, a.heads, a.queries, a.value_width}, {a.queries * inner, a.value_width, inner, 1}, dtype);
+    if (!found) return AOTI_TORCH_FAILURE;
+    void* memory = View(found).data;
+    std::unique_ptr<float[]> wide(dtype == single ? nullptr : new float[count]);
+    a.output = dtype == single ? static_cast<float*>(memory) : wide.get();
+    const int failed = dmq_int8_attention(&a);
+    if (wide && !failed) to_bfloat16(wide.get(), static_cast<uint16_t*>(memory), count);
+    return finished(found, failed, result);
 }

@@ -1,6 +1,6 @@
 // Group norm, SiLU and quantization of images whose channels lie side by side, in two passes over the image.
 //
-//   statistics  sums of a block of pixels by channel, of values less a shift, in float32; all else in double
+//   statistics  sums of a block of pixels by channel, of values less a shift, in float32; what they add up to in double
 //   y           x * factor + offset, by channel; y / (1 + exp(-y)) where SiLU is wanted
 //   integers    clamp(round(y * reciprocal) + zero_point, low, high), halves to even
 //
@@ -8,14 +8,11 @@
 
 #include "norm_quantize.h"
 
+#include <atomic>
 #include <cmath>
 #include <new>
 
 #include "norm_quantize_avx512.h"
-
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 
 namespace {
 
@@ -135,13 +132,10 @@ int normalize(const NormQuantize& a) {
     const std::align_val_t alignment{64};
     char* memory = static_cast<char*>(operator new(needed.used * (whole ? a.threads : 1), alignment, std::nothrow));
     if (!memory) return 1;
+    std::atomic<int64_t> next{0};
 #pragma omp parallel num_threads(a.threads)
     {
-#if defined(_OPENMP)
-        const int64_t thread = omp_get_thread_num();
-#else
-        const int64_t thread = 0;
-#endif
+        const int64_t thread = next++;  // OpenMP's number would be another library's, where two are loaded
         Memory own{memory + (whole ? thread * needed.used : 0)};
         const Work work(a, own);
         if (whole) {

@@ -20,7 +20,8 @@ _NAME, _FUNCTION = "dmq::norm_quantize", "dmq_norm_quantize"
 _library = torch.library.Library("dmq", "FRAGMENT")
 _library.define(
     "norm_quantize(Tensor x, Tensor? weight, Tensor? bias, int groups, float eps, bool silu, Tensor reciprocal, "
-    "Tensor zero_point, int low, int high, int[] padding) -> Tensor"
+    "Tensor zero_point, int low, int high, int[] padding) -> Tensor",
+    tags=(torch.Tag.flexible_layout,),  # it reads images as they lie: nobody should lay them out otherwise first
 )
 
 

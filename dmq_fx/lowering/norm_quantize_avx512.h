@@ -10,7 +10,8 @@
 namespace {
 
 // SiLU is max(y, 0) + h(|y|) with h(a) = -a / (1 + exp(a)), which is close to 0 from the last piece on. By pieces of a
-// width of 1/2 around multiples of 1/2: polynomials in what a is away from them, off by less than 3.5e-7.
+// width of 1/2 around multiples of 1/2: polynomials in what a is away from them, off by less than 3.5e-7, and
+// from 16 on -2.9e-6 in place of 0.
 struct Pieces {
     static constexpr int COUNT = 32, POINTS = 5;
     alignas(64) float coefficients[POINTS][COUNT];

@@ -59,7 +59,7 @@ def _library_if_any() -> ctypes.CDLL | None:
     try:
         return _library()
     except BackendError as error:
-        warnings.warn(f"what dmq has own kernels for is computed by plain torch, slowly: {error}", stacklevel=2)
+        warnings.warn(f"what dmq has own kernels for is computed by plain torch, slowly: {error.message}", stacklevel=2)
         return None
 
 

@@ -38,12 +38,12 @@ def rewrite(
     lower_sites(program, expected)
     if join:
         join_linears(program.graph_module)
+    if fuse:
+        fuse_norms(program.graph_module)
     mark_weights(program, expected)
     parts = split_time_part(program.graph_module, program.traced)
     graphs = [part.graph for part in (parts.time, parts.body) if part is not None]
     require_kernels(expected, {site: kernel for graph in graphs for site, kernel in reached_kernels(graph).items()})
-    if fuse:
-        fuse_norms(parts.body)
     if group_norms:
         decompose_group_norms(parts.body, centered=dtype != torch.bfloat16)
     if attention if attention is not None else dtype == torch.bfloat16:

@@ -1,6 +1,6 @@
 // How the operators of this project are called by native code: by a C function each, without a way through Python.
 //
-// A tensor that is not as its kernel wants it is a fault of the graph, and the call says that it failed.
+// Types and forms are looked at, as a fault of the graph would read other memory; the call says then that it failed.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 namespace {
@@ -40,6 +41,16 @@ AtenTensorHandle empty(const std::vector<int64_t>& sizes, const std::vector<int6
     if (aoti_torch_empty_strided(dims, sizes.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &found))
         return nullptr;
     return found;
+}
+
+// Gives a result away, or lets it go where its kernel has failed.
+AOTITorchError finished(AtenTensorHandle found, int failed, AtenTensorHandle* result) {
+    if (failed) {
+        aoti_torch_delete_tensor_object(found);
+        return AOTI_TORCH_FAILURE;
+    }
+    *result = found;
+    return AOTI_TORCH_SUCCESS;
 }
 
 }  // namespace

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, fx, nn
 from dmq_fx.lowering.cpu import multiplies_exactly
 from dmq_fx.lowering.int8_sites import lower_sites
 from dmq_fx.lowering.kernels import int8_kernels, require_kernels
+from dmq_fx.lowering.native import CODE
 from dmq_fx.numerics import IntegerGrid, QParams
 from dmq_fx.planning import Plan, PlannedSite
 from dmq_fx.program import (
@@ -185,6 +188,15 @@ def lower(fake: Program) -> Pair:
 def kernel_nodes(graph: fx.Graph) -> dict[str, fx.Node]:
     """The calls of kernels, by site."""
     return {node.meta["dmq"]["site"]: node for node in graph.nodes if "kernel" in node.meta.get("dmq", {})}
+
+
+def c_calls(folder: Path, name: str) -> int:
+    """How often native code in a folder calls the C function of an own operator; by way of Python it calls none."""
+    with zipfile.ZipFile(folder / CODE) as archive:
+        (source,) = (name for name in archive.namelist() if name.endswith(".wrapper.cpp"))
+        text = archive.read(source).decode()
+    assert "dmq::" not in text.replace("// dmq::", "")
+    return text.count(f"CHECK(aoti_torch_cpu_{name}(")
 
 
 def inputs(timestep: float, batch: int = 2, *, seed: int = 0, step: float = 0.0) -> tuple[Tensor, ...]:

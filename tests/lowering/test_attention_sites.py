@@ -12,6 +12,7 @@ from small_programs import (
     CHANNELS,
     STATIC,
     W8,
+    c_calls,
     converted,
     copy_of,
     grouped,
@@ -254,6 +255,7 @@ def test_native_code(tmp_path: Path, dtype: torch.dtype) -> None:
     assert parts.time is not None
     extra = parts.time(torch.tensor([500]))
     write_package(tmp_path, parts.body, pair.fake.traced, extra, {})
+    assert c_calls(tmp_path, "int8_attention") == 2
     code = load_package(tmp_path)[0]
     for batch in (1, 3):
         given = inputs(500, batch)
