@@ -51,4 +51,4 @@ def test_options_of_what_is_kept_are_taken(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Told)
     keep_freed()
-    assert said == [(-1, 1), (-2, 1), (-3, 1)]
+    assert said == [(-1, 1), (-2, 1), (-3, 1), (1, 1)]
