@@ -82,8 +82,8 @@ def _chain_before(integers: fx.Node) -> _Chain | None:
     norm = _source(at if silu is None else silu, aten.group_norm.default)
     if norm is None or not _fits(norm):
         return None
-    dims = call_arguments(norm)["input"].meta["val"].dim()
-    if _dims_behind(multiply.args[1]) not in (None, dims - 2) or (moved and _dims_behind(multiply.args[1]) is not None):
+    behind, dims = _dims_behind(multiply.args[1]), call_arguments(norm)["input"].meta["val"].dim()
+    if behind is not None and (moved or behind != dims - 2):
         return None  # scaled along something else than the norm's channels
     return _Chain(norm, silu is not None, multiply.args[1], add.args[1], (low, high), padding, moved)
 

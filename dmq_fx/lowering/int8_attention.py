@@ -1,6 +1,6 @@
 """Attention over integers whose probabilities are integers, too, as an operator of this project.
 
-The kernel is int8_attention.cpp. Native code calls the operator by name: it is there before that is loaded.
+The kernel is int8_attention.cpp. Native code calls it as a C function (shims), graphs by this operator.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ _library.define(
     "int8_attention(Tensor query, Tensor key, Tensor value, Tensor scales, Tensor zero_points, float scale, "
     "int smallest, int largest, ScalarType? output_dtype=None) -> Tensor"
 )
+
+
+_Given = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float, int, int]
+"""Arguments of the operator, but the type of its result."""
 
 
 class AttentionParts(NamedTuple):
@@ -80,9 +84,9 @@ def int8_attention(
     on anything else than these.
     """
     given = (query, key, value, scales, zero_points, scale, smallest, largest)
-    _require(*given)
+    _require(given)
     kernel = kernel_if_any(_FUNCTION)
-    return (_run(kernel, *given).output if kernel else _reference(*given)).to(output_dtype or torch.float32)
+    return (_run(kernel, given).output if kernel else _reference(*given)).to(output_dtype or torch.float32)
 
 
 @torch.library.impl(_library, "int8_attention", "Meta")
@@ -111,9 +115,9 @@ def attention_parts(
     portable: by the code for CPUs without dot products of bytes.
     """
     given = (query, key, value, scales, zero_points, scale, smallest, largest)
-    _require(*given)
+    _require(given)
     kernel = kernel_if_any(_FUNCTION)
-    return _run(kernel, *given, parts=True, portable=portable) if kernel else reference_parts(*given)
+    return _run(kernel, given, parts=True, portable=portable) if kernel else reference_parts(*given)
 
 
 def reference_parts(
@@ -127,7 +131,7 @@ def reference_parts(
     largest: int,
 ) -> AttentionParts:
     """The same in plain torch: sums of integers are exact, the softmax is torch's; errors as of `int8_attention`."""
-    _require(query, key, value, scales, zero_points, scale, smallest, largest)
+    _require((query, key, value, scales, zero_points, scale, smallest, largest))
     s_query, s_key, s_probability, s_value = scales.unbind()
     z_query, z_key, z_probability, z_value = zero_points.tolist()
     factor = (s_query.double() * s_key.double() * scale).float()
@@ -139,21 +143,9 @@ def reference_parts(
     return AttentionParts(scores, probabilities, sums.float() * (s_probability * s_value))
 
 
-def _run(
-    kernel: Kernel,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scales: Tensor,
-    zero_points: Tensor,
-    scale: float,
-    smallest: int,
-    largest: int,
-    *,
-    parts: bool = False,
-    portable: bool = False,
-) -> AttentionParts:
+def _run(kernel: Kernel, given: _Given, *, parts: bool = False, portable: bool = False) -> AttentionParts:
     """Call the kernel; without `parts`, scores and probabilities are empty."""
+    query, key, value, scales, zero_points, scale, smallest, largest = given
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     batch, heads, queries, width = query.shape
     keys, value_width = value.shape[2:]
@@ -193,17 +185,9 @@ def _exact_product(x: Tensor, x_zero_point: int, y: Tensor, y_zero_point: int) -
     return (x.to(dtype) - x_zero_point) @ (y.to(dtype) - y_zero_point)
 
 
-def _require(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scales: Tensor,
-    zero_points: Tensor,
-    scale: float,
-    smallest: int,
-    largest: int,
-) -> None:
+def _require(given: _Given) -> None:
     """Raises BackendError on what the kernel cannot take."""
+    query, key, value, scales, zero_points, scale, smallest, largest = given
     for name, x in (("query", query), ("key", key), ("value", value)):
         if x.dtype != torch.uint8 or x.dim() != 4:
             raise _error(f"{name} is {x.dtype} {list(x.shape)}, not uint8 [batch, heads, rows, width]")

@@ -1,6 +1,6 @@
 """Group norm, SiLU and the quantization behind them in two passes over an image, as an operator of this project.
 
-The kernel is norm_quantize.cpp. Native code calls the operator by name: it is there before that is loaded.
+The kernel is norm_quantize.cpp. Native code calls it as a C function (shims), graphs by this operator.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ _library.define(
     "Tensor zero_point, int low, int high, int[] padding) -> Tensor",
     tags=(torch.Tag.flexible_layout,),  # it reads images as they lie: nobody should lay them out otherwise first
 )
+
+
+_Given = tuple[Tensor, Tensor | None, Tensor | None, int, float, bool, Tensor, Tensor, int, int, Sequence[int]]
+"""Arguments of the operator."""
 
 
 class _Arguments(ctypes.Structure):
@@ -65,9 +69,9 @@ def norm_quantize(
     the code for CPUs without AVX-512. Raises BackendError on anything else than these.
     """
     given = (x, weight, bias, groups, eps, silu, reciprocal, zero_point, low, high, padding)
-    _require(x, weight, bias, groups, reciprocal, zero_point, low, high, padding)
+    _require(given)
     kernel = kernel_if_any(_FUNCTION)
-    return _run(kernel, *given, portable=portable) if kernel else reference(*given)
+    return _run(kernel, given, portable=portable) if kernel else reference(*given)
 
 
 @torch.library.impl(_library, "norm_quantize", "Meta")
@@ -101,7 +105,7 @@ def reference(
     padding: Sequence[int],
 ) -> Tensor:
     """The same in plain torch, in float32; errors as of `norm_quantize`."""
-    _require(x, weight, bias, groups, reciprocal, zero_point, low, high, padding)
+    _require((x, weight, bias, groups, eps, silu, reciprocal, zero_point, low, high, padding))
     y = torch.group_norm(x.float(), groups, weight, bias, eps)
     y = F.silu(y) if silu else y
     if any(padding):
@@ -122,22 +126,8 @@ def _empty(x: Tensor, padding: Sequence[int]) -> Tensor:
     return torch.empty_strided((batch, channels, *pixels), strides, dtype=torch.uint8, device=x.device)
 
 
-def _run(
-    kernel: Kernel,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    groups: int,
-    eps: float,
-    silu: bool,
-    reciprocal: Tensor,
-    zero_point: Tensor,
-    low: int,
-    high: int,
-    padding: Sequence[int],
-    *,
-    portable: bool,
-) -> Tensor:
+def _run(kernel: Kernel, given: _Given, *, portable: bool) -> Tensor:
+    x, weight, bias, groups, eps, silu, reciprocal, zero_point, low, high, padding = given
     output = _empty(x, padding)
     batch, channels, *pixels = x.shape
     if not batch:
@@ -163,18 +153,9 @@ def _run(
     return output
 
 
-def _require(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    groups: int,
-    reciprocal: Tensor,
-    zero_point: Tensor,
-    low: int,
-    high: int,
-    padding: Sequence[int],
-) -> None:
+def _require(given: _Given) -> None:
     """Raises BackendError on what the kernel cannot take."""
+    x, weight, bias, groups, _, _, reciprocal, zero_point, low, high, padding = given
     shape = x.shape
     if x.dtype not in (torch.float32, torch.bfloat16) or len(shape) not in (3, 4):
         raise _error(f"x is {x.dtype} {list(shape)}, not float32 or bfloat16 [batch, channels, height, width]")
